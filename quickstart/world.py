@@ -1,0 +1,164 @@
+"""The bundled world: scenes of one object that a prompt names, and a renderer that can get them wrong on purpose.
+
+A batch of scenes is an int64 array [B, 8]: a column for each of `ATTRIBUTES`, an index into that attribute's values.
+"""
+
+from functools import cache
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+SIZE = 64
+ATTRIBUTES = {
+    "shape": ("circle", "square", "triangle", "star"),
+    "colour": ("red", "green", "blue", "yellow", "purple", "orange"),
+    "size": ("small", "large"),
+    "place": ("left", "right", "top", "bottom", "center"),
+    "background": ("white", "black", "gray", "cyan"),
+    "blur": ("none", "slight", "strong"),
+    "specks": ("none", "few", "many"),
+    "present": ("no", "yes"),
+}
+NAMES = tuple(ATTRIBUTES)
+PROMPTED = NAMES[:5]  # what a prompt names; the others are defects, and an object is always asked for
+COLUMN = {name: index for index, name in enumerate(NAMES)}
+
+OBJECT_RGB = np.array(
+    [(214, 38, 38), (38, 160, 56), (36, 64, 214), (240, 218, 36), (132, 44, 176), (246, 140, 24)], np.float32
+)
+BACKGROUND_RGB = np.array([(242, 242, 242), (16, 16, 16), (128, 128, 128), (130, 222, 232)], np.float32)
+SPECK_RGB = np.array([(20, 20, 20), (236, 236, 236), (20, 20, 20), (20, 20, 20)], np.float32)  # by background
+CENTRE_XY = np.array([(-15, 0), (15, 0), (0, -15), (0, 15), (0, 0)]) + SIZE // 2  # by place
+RADII = np.array([(6.9, 7.5, 8.1), (12.2, 13.0, 13.8)])  # by size: pixels, three variants
+BLUR_SIGMA = (0.0, 1.9, 3.6)  # pixels
+SPECK_COUNT = ((0, 0), (3, 4), (12, 15))  # lowest and highest, by level
+SPECK_WIDTH = 3
+CENTRE_JITTER = 2  # pixels, either way
+COLOUR_JITTER = 8  # of 255, either way, by channel
+CELL = 8  # specks keep to different cells of this many pixels, as the autoencoder sees them
+
+
+def _outline(shape: str) -> np.ndarray:
+    """Return the corners [V, 2] (x right, y down) of a shape of unit radius; areas are alike."""
+    if shape == "circle":
+        angles, radii = np.arange(64) * (2 * np.pi / 64), np.full(64, 1.0)
+    elif shape == "square":
+        angles, radii = np.pi / 4 + np.arange(4) * (np.pi / 2), np.full(4, 1.25)
+    elif shape == "triangle":
+        angles, radii = -np.pi / 2 + np.arange(3) * (2 * np.pi / 3), np.full(3, 1.42)
+    else:
+        angles, radii = -np.pi / 2 + np.arange(10) * (np.pi / 5), np.where(np.arange(10) % 2, 0.56, 1.42)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
+
+
+@cache
+def silhouette(shape: int, radius: float, sigma: float, scale: int = 4) -> np.ndarray:
+    """Return the coverage [64, 64] in [0, 1] of a shape centred on pixel (32, 32), its edge blurred by `sigma`."""
+    corners = _outline(ATTRIBUTES["shape"][shape]) * radius
+    axis = (np.arange(SIZE * scale) + 0.5) / scale - 0.5 - SIZE // 2
+    x, y = axis[None, :], axis[:, None]
+    inside = np.zeros((SIZE * scale, SIZE * scale), bool)
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        crosses = (y0 > y) != (y1 > y)  # even-odd rule: does a ray to the right cross this edge?
+        if y0 != y1:
+            inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
+    coverage = inside.reshape(SIZE, scale, SIZE, scale).mean(axis=(1, 3)).astype(np.float32)
+    return gaussian_filter(coverage, sigma, mode="constant") if sigma else coverage
+
+
+@cache
+def _silhouettes() -> np.ndarray:
+    """Return every silhouette the renderer uses on a wide canvas: [shape, size, variant, blur, 128, 128]."""
+    shapes = range(len(ATTRIBUTES["shape"]))
+    drawn = [[[[silhouette(s, r, b) for b in BLUR_SIGMA] for r in radii] for radii in RADII] for s in shapes]
+    return np.pad(np.array(drawn), [(0, 0)] * 4 + [(SIZE // 2, SIZE // 2)] * 2)
+
+
+def all_scenes() -> np.ndarray:
+    """Return every scene a prompt can name, without defects: [960, 8]."""
+    counts = [len(ATTRIBUTES[name]) for name in PROMPTED]
+    grid = np.meshgrid(*[np.arange(count) for count in counts], indexing="ij")
+    named = np.stack(grid, axis=-1).reshape(-1, len(counts))
+    return np.concatenate([named, np.tile([0, 0, 1], (len(named), 1))], axis=1)
+
+
+def corrupt(scenes: np.ndarray, rng: np.random.Generator, rates: dict[str, float]) -> np.ndarray:
+    """Return `scenes` with each attribute replaced, at its rate, by another of its values chosen evenly."""
+    scenes = scenes.copy()
+    for name, rate in rates.items():
+        column, count = scenes[:, COLUMN[name]], len(ATTRIBUTES[name])
+        wrong = rng.random(len(scenes)) < rate
+        column[wrong] = (column[wrong] + rng.integers(1, count, wrong.sum())) % count
+    return scenes
+
+
+def _specks(level: int, coverage: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Return the top-left pixels (row, column) of a level's specks, in different cells and off the object."""
+    covered = coverage.reshape(SIZE // CELL, CELL, SIZE // CELL, CELL).max(axis=(1, 3)) > 0.02
+    low, high = SPECK_COUNT[level]
+    cells = rng.permutation(np.flatnonzero(~covered.ravel()))[: rng.integers(low, high + 1)]
+    offsets = rng.integers(1, CELL - SPECK_WIDTH, (len(cells), 2))  # off the cell's edge: specks never touch
+    corners = np.stack(np.divmod(cells, SIZE // CELL), axis=1) * CELL + offsets
+    return [(int(row), int(column)) for row, column in corners]
+
+
+def render(scenes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return pictures uint8 [B, 64, 64, 3] of scenes [B, 8]; position, radius and colours jitter a little."""
+    count = len(scenes)
+    shape, colour, size, place, background, blur, specks, present = scenes.T
+    masks = _silhouettes()[shape, size, rng.integers(RADII.shape[1], size=count), blur]
+    centre = CENTRE_XY[place] + rng.integers(-CENTRE_JITTER, CENTRE_JITTER + 1, (count, 2))
+    pixels = np.arange(SIZE)[None] + SIZE  # a silhouette's centre lies at pixel SIZE of its canvas
+    columns, rows = pixels - centre[:, :1], pixels - centre[:, 1:]
+    coverage = masks[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    coverage = coverage * present[:, None, None].astype(np.float32)
+
+    def shade(rgb: np.ndarray) -> np.ndarray:
+        return rgb + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, rgb.shape).astype(np.float32)
+
+    ground, paint = shade(BACKGROUND_RGB[background]), shade(OBJECT_RGB[colour])
+    dirt = shade(SPECK_RGB[background])
+    pictures = ground[:, None, None] + coverage[..., None] * (paint - ground)[:, None, None]
+    for index in np.flatnonzero(specks):
+        for row, column in _specks(specks[index], coverage[index], rng):
+            pictures[index, row : row + SPECK_WIDTH, column : column + SPECK_WIDTH] = dirt[index]
+    return np.clip(pictures.round(), 0, 255).astype(np.uint8)
+
+
+def prompt_of(scene: np.ndarray) -> str:
+    """Return the prompt that names a scene [8]: "a small red circle on the left of a white background"."""
+    shape, colour, size, place, background = (ATTRIBUTES[n][scene[COLUMN[n]]] for n in PROMPTED)
+    where = f"{'at' if place == 'center' else 'on'} the {place}"
+    return f"a {size} {colour} {shape} {where} of a {background} background"
+
+
+@cache
+def _scene_by_prompt() -> dict[str, np.ndarray]:
+    return {prompt_of(scene): scene for scene in all_scenes()}
+
+
+def scenes_of(prompts: list[str]) -> np.ndarray:
+    """Return the scenes [B, 8] that prompts of this world name, without defects.
+
+    Raises ValueError for a prompt that names no scene of this world.
+    """
+    known = _scene_by_prompt()
+    for prompt in prompts:
+        if prompt not in known:
+            example = next(iter(known))
+            raise ValueError(f"prompt {prompt!r} names no scene of this world; one that does: {example!r}")
+    return np.array([known[prompt] for prompt in prompts])
+
+
+def right(scenes: np.ndarray, asked: np.ndarray) -> dict[str, np.ndarray]:
+    """Return, by attribute, whether scenes [B, 8] are as asked [B, 8] and free of defects: bool [B] each.
+
+    Without an object its shape, colour, size, place and clearness are wrong; background and specks still count.
+    """
+    present = scenes[:, COLUMN["present"]] == 1
+    same = {name: scenes[:, COLUMN[name]] == asked[:, COLUMN[name]] for name in PROMPTED}
+    answers = {name: same[name] & present for name in PROMPTED if name != "background"}
+    answers["background"] = same["background"]
+    answers["clear"] = (scenes[:, COLUMN["blur"]] == 0) & present
+    answers["clean"] = scenes[:, COLUMN["specks"]] == 0
+    return answers
