@@ -6,11 +6,35 @@ OmegaConf, so that unknown keys and wrong types are refused with one line, and r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message is one line: the key, its value, what is allowed."""
+
+
+def one_of(default: str | None, *allowed: str | None) -> Any:
+    """A field that takes one of the `allowed` values."""
+    return field(default=default, metadata={"one_of": allowed})
+
+
+def number(default: float | None, least: float | None = None, above: float | None = None) -> Any:
+    """A number field with a lower bound: `least` is allowed itself, `above` is not."""
+    return field(default=default, metadata={"least": least, "above": above})
 
 
 @dataclass
@@ -19,31 +43,31 @@ class PromptsConfig:
 
     train: str = "???"
     heldout: str = "???"
-    train_limit: int | None = None
-    heldout_limit: int | None = None
+    train_limit: int | None = number(None, least=1)
+    heldout_limit: int | None = number(None, least=1)
 
 
 @dataclass
 class GeneratorConfig:
     """The diffusion model. `path` is a folder or a hub id that `from_pretrained` loads."""
 
-    family: str = "stable_diffusion"
+    family: str = one_of("stable_diffusion", "stable_diffusion")
     path: str = "???"
-    dtype: str = "float32"  # float32 | bfloat16 | float16
-    device: str = "auto"  # auto | cpu | cuda
-    steps: int = 30
-    guidance_scale: float = 7.5
-    height: int | None = None  # pixels; None: the model's own
-    width: int | None = None
-    frames: int | None = None  # video families
+    dtype: str = one_of("float32", *DTYPES)
+    device: str = one_of("auto", *DEVICES)
+    steps: int = number(30, least=1)
+    guidance_scale: float = number(7.5, least=0)
+    height: int | None = number(None, least=1)  # pixels; None: the model's own
+    width: int | None = number(None, least=1)
+    frames: int | None = number(None, least=1)  # video families
     options: dict[str, Any] = field(default_factory=dict)  # family-specific, named in generators/<family>.py
 
 
 @dataclass
 class GenerateConfig:
-    candidates: int = 8  # per prompt
-    batch_size: int = 8  # samples the denoiser sees at once
-    shard_size: int = 16  # prompts per shard: what a killed run loses at most
+    candidates: int = number(8, least=2)  # per prompt
+    batch_size: int = number(8, least=1)  # samples the denoiser sees at once
+    shard_size: int = number(16, least=1)  # prompts per shard: what a killed run loses at most
 
 
 @dataclass
@@ -51,86 +75,88 @@ class RewardConfig:
     """VisionReward = judge + checklist."""
 
     judge: str = "???"  # folder or hub id
-    kind: str = "transformers"  # transformers | cogvlm2
+    kind: str = one_of("transformers", "transformers", "cogvlm2")
     checklist: str = "???"  # YAML file, or a folder of the release's files
     template: str | None = None  # prompt template with {question}; None: the judge's own chat template
-    dtype: str = "float32"
-    device: str = "auto"
-    batch_size: int = 16  # media encoded at once
+    dtype: str = one_of("float32", *DTYPES)
+    device: str = one_of("auto", *DEVICES)
+    batch_size: int = number(16, least=1)  # media encoded at once
     cache: str | None = None  # score cache; None: <store>/score-cache
 
 
 @dataclass
 class ObjectiveConfig:
-    role: str = "improve"  # improve | hold | ignore
-    weight: float = 1.0  # scales the objective in the total; never the checklist's own weights
-    tolerance: float = 0.0  # by how much the winner may be worse here
-    margin: float = 0.0  # for improve: how much better the winner must be here
+    role: str = one_of("improve", "improve", "hold", "ignore")
+    weight: float = number(
+        1.0, least=0
+    )  # scales the objective in the total; never the checklist's own weights
+    tolerance: float = number(0.0, least=0)  # by how much the winner may be worse here
+    margin: float = number(0.0, least=0)  # for improve: how much better the winner must be here
 
 
 @dataclass
 class ObjectivesConfig:
-    granularity: str = "dimension"  # total | dimension | subdimension | question
+    granularity: str = one_of("dimension", *GRANULARITIES)
     dims: dict[str, ObjectiveConfig] = field(default_factory=dict)
 
 
 @dataclass
 class PairsConfig:
-    margin: float = 0.1  # least difference in the total; > 0
-    tolerance: float = 0.0  # slack of the dominance test, every objective
-    select: str = "all"  # all | top | best_worst
-    k: int = 4  # pairs a prompt for select=top
-    cap: int | None = None  # most pairs kept a prompt
+    margin: float = number(0.1, above=0)  # least difference in the total
+    tolerance: float = number(0.0, least=0)  # slack of the dominance test, every objective
+    select: str = one_of("all", "all", "top", "best_worst")
+    k: int = number(4, least=1)  # pairs a prompt for select=top
+    cap: int | None = number(None, least=1)  # most pairs kept a prompt
 
 
 @dataclass
 class LoraConfig:
-    rank: int = 16
-    alpha: int = 16
-    dropout: float = 0.0
+    rank: int = number(16, least=1)
+    alpha: int = number(16, least=1)
+    dropout: float = number(0.0, least=0)
     targets: list[str] | None = None  # None: the family's attention projections
 
 
 @dataclass
 class TrainConfig:
-    mode: str = "lora"  # lora | full
+    mode: str = one_of("lora", "lora", "full")
     lora: LoraConfig = field(default_factory=LoraConfig)
-    beta: float = 2000.0  # mean-reduced error, as in the papers
-    sft_weight: float = 0.0  # lambda of the term lambda * e_w
-    learning_rate: float = 1e-4
+    beta: float = number(2000.0, above=0)  # mean-reduced error, as in the papers
+    sft_weight: float = number(0.0, least=0)  # lambda of the term lambda * e_w
+    learning_rate: float = number(1e-4, above=0)
     lr_scheduler: str = "constant_with_warmup"  # any name of transformers' schedulers
-    warmup_steps: int = 0
-    steps: int = 500  # optimiser steps
-    batch_size: int = 32  # pairs an optimiser step, over all processes
-    micro_batch_size: int = 8  # pairs a forward pass and process
-    max_grad_norm: float = 1.0
-    weight_decay: float = 0.0
-    precision: str = "no"  # no | bf16 | fp16
+    warmup_steps: int = number(0, least=0)
+    steps: int = number(500, least=1)  # optimiser steps
+    batch_size: int = number(32, least=1)  # pairs an optimiser step, over all processes
+    micro_batch_size: int = number(8, least=1)  # pairs a forward pass and process
+    max_grad_norm: float = number(1.0, least=0)
+    weight_decay: float = number(0.0, least=0)
+    precision: str = one_of("no", "no", "bf16", "fp16")
     gradient_checkpointing: bool = False
-    save_steps: int = 50
-    logging_steps: int = 10
+    save_steps: int = number(50, least=1)
+    logging_steps: int = number(10, least=1)
     report_to: list[str] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)  # further fields of transformers.TrainingArguments
 
 
 @dataclass
 class EvaluateConfig:
-    samples: int = 1  # per held-out prompt, base and tuned from the same seeds
-    bootstrap: int = 2000  # resamples of prompts for the 95 % intervals
+    samples: int = number(1, least=1)  # per held-out prompt, base and tuned from the same seeds
+    bootstrap: int = number(2000, least=100)  # resamples of prompts for the 95 % intervals
     fail_on_regression: bool = False
-    oracle: str | None = None  # None | quickstart: one more reward that evaluates and never trains
+    oracle: str | None = one_of(None, None, "quickstart")  # one more reward: evaluates, never trains or pairs
 
 
 @dataclass
 class TrackingConfig:
     project: str | None = None  # wandb project; None: wandb is off
-    mode: str = "online"  # online | offline
+    mode: str = one_of("online", "online", "offline")
 
 
 @dataclass
 class RunConfig:
     name: str = "???"
-    seed: int = 0
+    seed: int = number(0, least=0)
     run_dir: str = "runs/${name}"
     store: str = "runs/store"  # artifacts that runs share
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -142,3 +168,142 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run that the YAML file `path` and the `key=value` overrides describe.
+
+    Raises ConfigError with one line for an unknown key, a wrong type, a value out of bounds or a setting left
+    out, and FileNotFoundError where there is no such file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    layers = [OmegaConf.structured(RunConfig), _read_yaml(path), _read_overrides(overrides)]
+    try:
+        merged = OmegaConf.merge(*layers)
+        missing = sorted(OmegaConf.missing_keys(merged) - {"run_dir"})  # run_dir only repeats a missing name
+        if missing:
+            raise ConfigError(f"{path}: not set: {', '.join(missing)}")
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error, layers[1:])) from error
+    _validate(config)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that `load` reads back to an equal one."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        layer = OmegaConf.load(path)
+        _check_keys(OmegaConf.to_container(layer), RunConfig, "")
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return layer
+
+
+def _read_overrides(overrides: Sequence[str]) -> Any:
+    for override in overrides:
+        if not override.partition("=")[1] or override.startswith("="):
+            raise ConfigError(f"override {override!r}: must be key=value, as in train.beta=500")
+    layer = OmegaConf.from_dotlist(list(overrides))
+    _check_keys(OmegaConf.to_container(layer), RunConfig, "")
+    return layer
+
+
+def _check_keys(node: Any, kind: type, prefix: str) -> None:
+    """Refuse keys that the dataclass `kind` lacks, and anything but a mapping in a section's place."""
+    if not isinstance(node, dict):
+        where = f"{prefix} = {node!r}" if prefix else "the file"
+        raise ConfigError(f"{where}: must be a mapping with the keys {', '.join(get_type_hints(kind))}")
+    hints = get_type_hints(kind)
+    for key, value in node.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        if key not in hints:
+            raise ConfigError(f"{name}: no such setting; the nearest is {_nearest(str(key), prefix, hints)}")
+        inner = hints[key]
+        if is_dataclass(inner):
+            _check_keys(value, inner, name)
+        elif get_origin(inner) is dict and isinstance(value, dict) and is_dataclass(get_args(inner)[1]):
+            for entry, settings in value.items():
+                _check_keys(settings, get_args(inner)[1], f"{name}.{entry}")
+
+
+def _nearest(key: str, prefix: str, siblings: Iterable[str]) -> str:
+    """The setting most like `key`: one beside it if any is close, else the best of the whole config."""
+    beside = difflib.get_close_matches(key, list(siblings), n=1)
+    if beside:
+        return f"{prefix}.{beside[0]}" if prefix else beside[0]
+    leaves = {name: name.rpartition(".")[2] for name in _all_keys(RunConfig, "")}
+    return max(leaves, key=lambda name: difflib.SequenceMatcher(None, key, leaves[name]).ratio())
+
+
+def _all_keys(kind: type, prefix: str) -> Iterator[str]:
+    for key, hint in get_type_hints(kind).items():
+        yield prefix + key
+        if is_dataclass(hint):
+            yield from _all_keys(hint, f"{prefix}{key}.")
+
+
+def _explain(error: OmegaConfBaseException, layers: Sequence[Any]) -> str:
+    """One line for what OmegaConf refused: the key, the value given, the type wanted."""
+    key = error.full_key or ""
+    reason = (error.msg or str(error)).splitlines()[0]
+    hint: Any = RunConfig
+    for part in key.split("."):
+        hints = get_type_hints(hint) if is_dataclass(hint) else {}
+        hint = hints[part] if part in hints else get_args(hint)[-1] if get_origin(hint) is dict else None
+    if hint is None or not isinstance(error, ValidationError):
+        return f"{key}: {reason}".lstrip(": ")
+    value = None
+    for layer in layers:  # the last layer that sets the key has the word
+        node = OmegaConf.to_container(layer)
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        value = node if node is not None else value
+    return f"{key} = {value!r}: must be {_type_name(hint)}"
+
+
+def _type_name(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    if isinstance(hint, UnionType):
+        return " or ".join(_type_name(part) for part in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each {_type_name(get_args(hint)[0])}"
+    return names.get(hint, "a mapping")
+
+
+def _validate(config: RunConfig) -> None:
+    """Bounds and combinations that a type cannot say."""
+    _check_bounds(config, "")
+    if not Path(config.name).name == config.name or config.name in (".", ".."):
+        raise ConfigError(f"name = {config.name!r}: must be a plain folder name, without '/'")
+    batch, micro = config.train.batch_size, config.train.micro_batch_size
+    if batch % micro:
+        raise ConfigError(
+            f"train.batch_size = {batch}: must be a multiple of train.micro_batch_size = {micro}"
+        )
+
+
+def _check_bounds(node: Any, prefix: str) -> None:
+    for entry in fields(node):
+        value, name, rule = getattr(node, entry.name), prefix + entry.name, entry.metadata
+        if is_dataclass(value):
+            _check_bounds(value, f"{name}.")
+        elif isinstance(value, dict):
+            for key, inner in value.items():
+                if is_dataclass(inner):
+                    _check_bounds(inner, f"{name}.{key}.")
+        elif "one_of" in rule and value not in rule["one_of"]:
+            allowed = ", ".join("null" if choice is None else choice for choice in rule["one_of"])
+            raise ConfigError(f"{name} = {value!r}: must be one of {allowed}")
+        elif value is not None and rule.get("least") is not None and not value >= rule["least"]:
+            raise ConfigError(f"{name} = {value}: must be at least {rule['least']}")
+        elif value is not None and rule.get("above") is not None and not value > rule["above"]:
+            raise ConfigError(f"{name} = {value}: must be greater than {rule['above']}")
