@@ -1,6 +1,6 @@
-"""The bundled world: scenes of one object that a prompt names, and a renderer that can get them wrong on purpose.
+"""The bundled world: scenes of one object that a prompt names, and a renderer that gets them wrong on purpose.
 
-A batch of scenes is an int64 array [B, 8]: a column for each of `ATTRIBUTES`, an index into that attribute's values.
+A batch of scenes is an int64 array [B, 8]: a column for each of `ATTRIBUTES`, an index into its values.
 """
 
 from functools import cache
@@ -29,12 +29,12 @@ OBJECT_RGB = np.array(
 BACKGROUND_RGB = np.array([(242, 242, 242), (16, 16, 16), (128, 128, 128), (130, 222, 232)], np.float32)
 SPECK_RGB = np.array([(20, 20, 20), (236, 236, 236), (20, 20, 20), (20, 20, 20)], np.float32)  # by background
 CENTRE_XY = np.array([(-15, 0), (15, 0), (0, -15), (0, 15), (0, 0)]) + SIZE // 2  # by place
-RADII = np.array([(6.9, 7.5, 8.1), (12.2, 13.0, 13.8)])  # by size: pixels, three variants
-BLUR_SIGMA = (0.0, 1.9, 3.6)  # pixels
+RADII = np.array([(7.6, 8.2, 8.8), (12.6, 13.4, 14.2)])  # by size: pixels, three variants
+BLUR_SIGMA = (0.0, 1.5, 3.0)  # pixels
 SPECK_COUNT = ((0, 0), (3, 4), (12, 15))  # lowest and highest, by level
 SPECK_WIDTH = 3
 CENTRE_JITTER = 2  # pixels, either way
-COLOUR_JITTER = 8  # of 255, either way, by channel
+COLOUR_JITTER = 6  # of 255, either way, by channel
 CELL = 8  # specks keep to different cells of this many pixels, as the autoencoder sees them
 
 
@@ -53,7 +53,7 @@ def _outline(shape: str) -> np.ndarray:
 
 @cache
 def silhouette(shape: int, radius: float, sigma: float, scale: int = 4) -> np.ndarray:
-    """Return the coverage [64, 64] in [0, 1] of a shape centred on pixel (32, 32), its edge blurred by `sigma`."""
+    """Return the coverage [64, 64] in [0, 1] of a shape centred on pixel (32, 32), blurred by `sigma`."""
     corners = _outline(ATTRIBUTES["shape"][shape]) * radius
     axis = (np.arange(SIZE * scale) + 0.5) / scale - 0.5 - SIZE // 2
     x, y = axis[None, :], axis[:, None]
@@ -153,7 +153,7 @@ def scenes_of(prompts: list[str]) -> np.ndarray:
 def right(scenes: np.ndarray, asked: np.ndarray) -> dict[str, np.ndarray]:
     """Return, by attribute, whether scenes [B, 8] are as asked [B, 8] and free of defects: bool [B] each.
 
-    Without an object its shape, colour, size, place and clearness are wrong; background and specks still count.
+    Without an object its shape, colour, size, place and clearness are wrong; the other two still count.
     """
     present = scenes[:, COLUMN["present"]] == 1
     same = {name: scenes[:, COLUMN[name]] == asked[:, COLUMN[name]] for name in PROMPTED}
