@@ -1,4 +1,4 @@
-"""The bundled world: scenes of one object that a prompt names, and a renderer that gets them wrong on purpose.
+"""The bundled world: scenes of one object that a prompt names, and a renderer that errs on purpose.
 
 A batch of scenes is an int64 array [B, 8]: a column for each of `ATTRIBUTES`, an index into its values.
 """
@@ -28,9 +28,9 @@ OBJECT_RGB = np.array(
 )
 BACKGROUND_RGB = np.array([(242, 242, 242), (16, 16, 16), (128, 128, 128), (130, 222, 232)], np.float32)
 SPECK_RGB = np.array([(20, 20, 20), (236, 236, 236), (20, 20, 20), (20, 20, 20)], np.float32)  # by background
-CENTRE_XY = np.array([(-15, 0), (15, 0), (0, -15), (0, 15), (0, 0)]) + SIZE // 2  # by place
+CENTRE_XY = np.array([(-14, 0), (14, 0), (0, -14), (0, 14), (0, 0)]) + SIZE // 2  # by place
 RADII = np.array([(7.6, 8.2, 8.8), (12.6, 13.4, 14.2)])  # by size: pixels, three variants
-BLUR_SIGMA = (0.0, 1.5, 3.0)  # pixels
+BLUR_SIGMA = (0.0, 1.4, 2.7)  # pixels
 SPECK_COUNT = ((0, 0), (3, 4), (12, 15))  # lowest and highest, by level
 SPECK_WIDTH = 3
 CENTRE_JITTER = 2  # pixels, either way
@@ -45,9 +45,9 @@ def _outline(shape: str) -> np.ndarray:
     elif shape == "square":
         angles, radii = np.pi / 4 + np.arange(4) * (np.pi / 2), np.full(4, 1.25)
     elif shape == "triangle":
-        angles, radii = -np.pi / 2 + np.arange(3) * (2 * np.pi / 3), np.full(3, 1.42)
+        angles, radii = -np.pi / 2 + np.arange(3) * (2 * np.pi / 3), np.full(3, 1.4)
     else:
-        angles, radii = -np.pi / 2 + np.arange(10) * (np.pi / 5), np.where(np.arange(10) % 2, 0.56, 1.42)
+        angles, radii = -np.pi / 2 + np.arange(10) * (np.pi / 5), np.where(np.arange(10) % 2, 0.54, 1.4)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
 
 
