@@ -90,7 +90,7 @@ class ObjectiveConfig:
     weight: float = number(
         1.0, least=0
     )  # scales the objective in the total; never the checklist's own weights
-    tolerance: float = number(0.0, least=0)  # by how much the winner may be worse here
+    tolerance: float | None = number(None, least=0)  # how much worse the winner may be; None: pairs.tolerance
     margin: float = number(0.0, least=0)  # for improve: how much better the winner must be here
 
 
@@ -103,7 +103,7 @@ class ObjectivesConfig:
 @dataclass
 class PairsConfig:
     margin: float = number(0.1, above=0)  # least difference in the total
-    tolerance: float = number(0.0, least=0)  # slack of the dominance test, every objective
+    tolerance: float = number(0.0, least=0)  # slack of the objectives that set none of their own
     select: str = one_of("all", "all", "top", "best_worst")
     k: int = number(4, least=1)  # pairs a prompt for select=top
     cap: int | None = number(None, least=1)  # most pairs kept a prompt

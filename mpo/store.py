@@ -1,0 +1,217 @@
+"""Artifacts on disk, addressed by what they were made from. Imports no torch.
+
+A stage's folder `<store>/<stage>-<hash>/` is named by a hash of the settings it depends on and of its inputs,
+so runs that agree on these share it. Every file is written under a temporary name and renamed; `done.json` is
+written last. A killed stage therefore leaves only whole files, and goes on from the shards it has.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+DONE = "done.json"
+_SMALL = 64 << 20  # files above this many bytes are hashed once and remembered
+
+
+def digest(value: Any) -> str:
+    """16 hex digits that name `value` (JSON-like) by its content."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stable_seed(*parts: Any) -> int:
+    """A seed in [0, 2^63) that depends on `parts` alone: not on the process, the batch or the order."""
+    return int(hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode()).hexdigest()[:16], 16) >> 1
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it when the block ends well and removed when it fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as readable JSON; NaN is refused, since JSON has none."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """`tensors` as safetensors. Serialised in memory, so that a full disk is an OSError as elsewhere."""
+    from safetensors.torch import save
+
+    write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Mapping[str, str]) -> None:
+    """`rows` as a parquet table; `schema` has each column's type by pyarrow's name, `list[...]` of it too."""
+    import pyarrow
+    from pyarrow import parquet
+
+    types = {name: _arrow_type(kind) for name, kind in schema.items()}
+    table = pyarrow.Table.from_pylist([dict(row) for row in rows], schema=pyarrow.schema(types.items()))
+    with writing(path) as temporary:
+        parquet.write_table(table, temporary)
+
+
+def read_table(*paths: Path) -> list[dict[str, Any]]:
+    """The rows of one or more parquet files, in order."""
+    from pyarrow import parquet
+
+    return [row for path in paths for row in parquet.read_table(path).to_pylist()]
+
+
+def _arrow_type(kind: str) -> Any:
+    import pyarrow
+
+    if kind.startswith("list["):
+        return pyarrow.list_(_arrow_type(kind[5:-1]))
+    return pyarrow.type_for_alias(kind)
+
+
+@contextmanager
+def locked(path: Path, otherwise: str | None = None) -> Iterator[None]:
+    """Hold the lock file `path`; where another process holds it, wait, or raise BlockingIOError(`otherwise`).
+
+    The kernel drops the lock with its process, so a killed one leaves nothing to clean up.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if otherwise else 0))
+        except BlockingIOError:
+            raise BlockingIOError(otherwise) from None
+        yield
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One stage's folder in the store. `inputs` is what its name is a hash of."""
+
+    folder: Path
+    inputs: Mapping[str, Any]
+
+    @classmethod
+    def at(cls, store: Path, stage: str, inputs: Mapping[str, Any]) -> Artifact:
+        return cls(store / f"{stage}-{digest(inputs)}", inputs)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def done(self) -> bool:
+        return (self.folder / DONE).is_file()
+
+    def facts(self) -> dict[str, Any]:
+        """What the finished stage noted of itself."""
+        return json.loads((self.folder / DONE).read_text())
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Held by the one run that makes this artifact; other runs wait for it."""
+        return locked(self.folder.parent / "locks" / f"{self.name}.lock")
+
+    def finish(self, facts: Mapping[str, Any]) -> None:
+        """Note the inputs, sweep what killed processes left, and mark the folder complete with `facts`."""
+        write_json(self.folder / "inputs.json", self.inputs)
+        for leftover in self.folder.glob("**/.*.tmp"):
+            leftover.unlink()
+        write_json(self.folder / DONE, facts)
+
+    def shard(self, kind: str, index: int) -> Path:
+        suffix = "safetensors" if kind in ("latents", "conditioning") else "parquet"
+        return self.folder / f"{kind}-{index:05d}.{suffix}"
+
+    def shards(self, kind: str) -> list[Path]:
+        return sorted(self.folder.glob(f"{kind}-*.*"))
+
+
+class Identities:
+    """What the files of a model or a checklist are, by content: equal for equal files wherever they lie.
+
+    Large files are hashed once; their digest is kept in `<store>/digests.json` under path, size and time.
+    """
+
+    def __init__(self, store: Path) -> None:
+        self._path = store / "digests.json"
+        self._known: dict[str, str] = json.loads(self._path.read_text()) if self._path.is_file() else {}
+
+    def of(self, path: str, now: bool = True) -> str | None:
+        """The identity of a file, a folder or a hub id.
+
+        With `now=False` None where a large file was never hashed or a hub id is not in the local cache: then
+        no artifact can have been made from it here.
+        """
+        local = Path(path)
+        if local.is_file():
+            return self._file(local, now)
+        if local.is_dir():
+            files = sorted(
+                file for file in local.rglob("*") if file.is_file() and not file.name.startswith(".")
+            )
+            parts = {str(file.relative_to(local)): self._file(file, now) for file in files}
+            return None if None in parts.values() else digest(parts)
+        return _hub_commit(path, online=now)
+
+    def _file(self, path: Path, now: bool) -> str | None:
+        status = path.stat()
+        if status.st_size <= _SMALL:
+            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        if key not in self._known and now:
+            with path.open("rb") as file:
+                self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, self._known)
+        return self._known.get(key)
+
+
+def _hub_commit(path: str, online: bool) -> str | None:
+    """`id@commit` of a hub model, by the hub's word or, failing that, the local cache's."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot = snapshot_download(path, allow_patterns="*.json", local_files_only=not online)
+    except HFValidationError:
+        raise FileNotFoundError(f"{path}: no such file or folder") from None
+    except LocalEntryNotFoundError as error:
+        if not online:
+            return None
+        nowhere = (
+            f"{path}: neither a folder here nor in the hub's cache {HF_HUB_CACHE}, and the hub did not answer"
+        )
+        raise FileNotFoundError(nowhere) from error
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{path}: no folder here, and the hub says: {str(error).splitlines()[0]}"
+        ) from error
+    return f"{path}@{Path(snapshot).name}"
