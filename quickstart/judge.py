@@ -1,0 +1,178 @@
+"""The bundled judge's architecture: a LLaVA of 2.1 M parameters, its tokenizer, and questions packed for training.
+
+A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into 4 visual tokens, which a Llama of 4
+layers reads before the question. All of it are classes that transformers ships; the saved folder is an ordinary one.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+VISUAL_TOKENS = 4
+WIDTH = 128  # of the language model
+SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+IMAGE, ANSWER = "<image>", "<answer>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message.content is string %}{{ message.content }}{% else %}"
+    "{% for part in message.content %}"
+    "{% if part.type == 'image' %}<image>{% elif part.type == 'text' %}{{ part.text }}{% endif %}"
+    "{% endfor %}{% endif %}"
+    "{% if message.role == 'user' %}<answer>{% else %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+)
+
+
+def new_processor(texts: Sequence[str]) -> LlavaProcessor:
+    """Return a processor whose word-level vocabulary is the words of `texts`; other words are <unk>."""
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), IMAGE, ANSWER, *words])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, additional_special_tokens=[IMAGE, ANSWER], padding_side="left", **SPECIAL
+    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=32,  # 4 visual tokens of 32x32 pixels each
+        vision_feature_select_strategy="full",
+        image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
+    """Return the judge with random weights, in float32."""
+    tokenizer = processor.tokenizer
+    vision = {
+        "model_type": "levit",
+        "image_size": 64,
+        "hidden_sizes": [256, 192],
+        "hidden_size": 192,
+        "num_attention_heads": [4, 4],
+        "depths": [0, 1],
+        "key_dim": [16, 16],
+        "attention_ratio": [2, 2],
+        "mlp_ratio": [2, 2],
+        "down_ops": [["Subsample", 16, 16, 4, 2, 2], [""]],
+    }
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": 320,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_seq_length=VISUAL_TOKENS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=True,
+    )
+    return LlavaForConditionalGeneration(config)
+
+
+def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: str | Path) -> None:
+    """Write the folder that AutoProcessor and AutoModelForImageTextToText load; the weights in half precision."""
+    processor.save_pretrained(folder)
+    model.half().save_pretrained(folder)
+    model.float()
+
+
+@dataclass(frozen=True)
+class QuestionBank:
+    """Questions as the chat template asks them, ready to be packed.
+
+    ids [n, T]: the tokens after the picture, padded on the right; last [n]: where in them the answer is read.
+    """
+
+    ids: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, processor: LlavaProcessor, texts: Sequence[str]) -> "QuestionBank":
+        prefix = processor.tokenizer.bos_token + IMAGE
+        rows = []
+        for text in texts:
+            content = [{"type": "image"}, {"type": "text", "text": text}]
+            asked = processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True
+            )
+            rows.append(
+                processor.tokenizer(asked.removeprefix(prefix), add_special_tokens=False)["input_ids"]
+            )
+        last = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.full((len(rows), int(last.max()) + 1), processor.tokenizer.pad_token_id)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = torch.tensor(row)
+        return cls(ids, last)
+
+
+def packed_mask(questions: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return the additive mask [1, 1, L, L] and positions [1, L] of questions packed behind one picture.
+
+    Every question sees the picture and what comes before in itself, no other question; its positions start anew,
+    so that its answer is what it would be alone.
+    """
+    prefix = 1 + VISUAL_TOKENS
+    owner = torch.cat([torch.full((prefix,), -1), torch.arange(questions).repeat_interleave(length)])
+    position = torch.cat([torch.arange(prefix), prefix + torch.arange(length).repeat(questions)])
+    order = torch.arange(len(owner))
+    seen = ((owner[None] == -1) | (owner[None] == owner[:, None])) & (order[None] <= order[:, None])
+    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    return mask[None, None], position[None]
+
+
+def visual_tokens(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Return the projected visual tokens [B, 4, WIDTH] of pixels [B, 3, 64, 64] in [-1, 1]."""
+    return torch.stack(list(model.model.get_image_features(pixel_values=pixels).pooler_output))
+
+
+def packed_logits(model: LlavaForConditionalGeneration, visual: Tensor, ids: Tensor, last: Tensor) -> Tensor:
+    """Return the answer logits [B, K, V] to K questions about each picture, the picture read once.
+
+    visual [B, 4, WIDTH], ids [B, K, T] and last [B, K] as in `QuestionBank`.
+    """
+    count, questions, length = ids.shape
+    embed = model.get_input_embeddings()
+    start = embed(ids.new_full((count, 1), model.config.text_config.bos_token_id))
+    mask, position = packed_mask(questions, length)
+    hidden = model.model.language_model(
+        inputs_embeds=torch.cat([start, visual, embed(ids.flatten(1))], dim=1),
+        attention_mask=mask.expand(count, 1, -1, -1),
+        position_ids=position.expand(count, -1),
+        use_cache=False,
+    ).last_hidden_state[:, 1 + VISUAL_TOKENS :]
+    hidden = hidden.view(count, questions, length, -1)
+    at = last[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
+    return model.lm_head(hidden.gather(2, at).squeeze(2))
