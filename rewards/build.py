@@ -1,0 +1,172 @@
+"""From settings to a judge and a reward. Heavy imports stay inside the branches that need them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from rewards.checklist import Checklist, check_choice
+
+if TYPE_CHECKING:
+    from rewards.judges.base import FeatureModel, Judge
+    from rewards.vision_reward import VisionReward
+
+KINDS = ("transformers", "cogvlm2")
+
+
+@dataclass
+class RewardSettings:
+    """A reward's settings; the keys of `configs/rewards/*.yaml`. Relative paths are relative to the
+    working directory.
+    """
+
+    judge: str  # folder or hub id
+    checklist: (
+        str  # YAML file, folder of the release's files, or visionreward-video | visionreward-image (fetched)
+    )
+    kind: str | None = None  # transformers | cogvlm2; None: told from the judge's config.json
+    template: str | None = None  # prompt with {question}; None: the judge's chat template
+    dtype: str = "float32"  # float32 | bfloat16 | float16
+    device: str = "auto"  # auto | cpu | cuda
+    batch_size: int = 16  # media encoded at once, at most; halved while memory does not suffice
+    frames: str = "per_second"  # frames of a clip: per_second (the release's rule) | uniform:n
+    policy: str = "release"  # release | strict, for the release's files; see rewards/release.py
+    questions: str = "select"  # select | full, for the release's files
+    features: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # feature id -> {kind: vqascore | judge, ...}
+    min_mass: float = 0.5  # least probability of yes and no together
+    cache: str | None = None  # score cache; None: nothing is kept
+
+
+def load_reward(config: str | Path | Mapping | Any) -> VisionReward:
+    """A reward from a YAML file, a mapping, or a dataclass with the fields of `RewardSettings`."""
+    from rewards.cache import AnswerCache
+    from rewards.vision_reward import VisionReward
+
+    settings = read_settings(config)
+    checklist = load_checklist(settings.checklist, settings.policy, settings.questions)
+    judge = load_judge(
+        settings.judge,
+        kind=settings.kind,
+        template=settings.template,
+        dtype=settings.dtype,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        frames=settings.frames,
+    )
+    features = {
+        name: load_feature(name, values, judge, settings) for name, values in settings.features.items()
+    }
+    cache = AnswerCache(settings.cache) if settings.cache else None
+    return VisionReward(judge, checklist, cache, features, min_mass=settings.min_mass)
+
+
+def load_judge(
+    path: str | Path,
+    kind: str | None = None,
+    template: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    batch_size: int = 16,
+    frames: str = "per_second",
+) -> Judge:
+    """A judge from a folder or hub id: any image-text-to-text model of transformers, or CogVLM2 in the
+    house.
+    """
+    kind = kind or detect_kind(path)
+    options = {
+        "template": template,
+        "dtype": dtype,
+        "device": device,
+        "batch_size": batch_size,
+        "frames": frames,
+    }
+    check_choice("judge kind", kind, KINDS)
+    match kind:
+        case "transformers":
+            from rewards.judges.transformers_vlm import TransformersJudge
+
+            return TransformersJudge.load(path, **options)
+        case "cogvlm2":
+            from rewards.judges.cogvlm2 import CogVLM2Judge
+
+            return CogVLM2Judge.load(path, **options)
+
+
+def load_checklist(source: str | Path, policy: str = "release", questions: str = "select") -> Checklist:
+    """A checklist from a YAML file, a folder of the release's files, or the name of a fetched one."""
+    from rewards.release import RELEASES, fetched_folder, release_modality
+
+    if str(source) in RELEASES:
+        source = fetched_folder(str(source))
+    path = Path(source)
+    if path.is_dir():
+        return Checklist.from_release(path, release_modality(path), policy, questions)
+    if not path.is_file():
+        raise ValueError(f"checklist {source}: no such file or folder, nor one of {', '.join(RELEASES)}")
+    return Checklist.from_yaml(path)
+
+
+def load_feature(name: str, values: Mapping, judge: Judge, settings: RewardSettings) -> FeatureModel:
+    """The model that measures a feature: `vqascore` (CLIP-FlanT5), or `judge` (the judge's own P(yes))."""
+    values = dict(values)
+    kind = values.pop("kind", None)
+    check_choice(f"features.{name}.kind", kind, ("vqascore", "judge"))
+    match kind:
+        case "vqascore":
+            from rewards.vqascore import VQAScore
+
+            return VQAScore.load(**{"dtype": settings.dtype, "device": settings.device, **values})
+        case "judge":
+            from rewards.alignment import JudgeAlignment
+
+            return JudgeAlignment(judge, **values)
+
+
+def detect_kind(path: str | Path) -> str:
+    """`cogvlm2` when the judge's config.json names a CogVLM architecture, `transformers` otherwise."""
+    config = Path(path) / "config.json"
+    if not config.is_file():
+        if Path(path).exists():
+            raise ValueError(f"{path}: no config.json, so this is not a model folder")
+        from transformers.utils import cached_file
+
+        found = cached_file(str(path), "config.json", _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            raise ValueError(f"{path}: no config.json there, so this is not a model")
+        config = Path(found)
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{config}: not valid JSON ({error})") from None
+    architectures = content.get("architectures") or []
+    return "cogvlm2" if any(name.startswith("CogVLM") for name in architectures) else "transformers"
+
+
+def read_settings(config: str | Path | Mapping | Any) -> RewardSettings:
+    """Settings from a YAML file, a mapping or a dataclass, with keys checked."""
+    where = "reward"
+    if isinstance(config, (str, Path)):
+        where = str(config)
+        if not Path(config).is_file():
+            raise ValueError(f"{where}: no such file")
+        try:
+            config = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+    if is_dataclass(config):
+        config = asdict(config)
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{where}: a reward is a mapping with `judge` and `checklist`")
+    for key in config:
+        check_choice(f"{where}: key", key, [field.name for field in fields(RewardSettings)])
+    for key in ("judge", "checklist"):
+        if not config.get(key):
+            raise ValueError(f"{where}: `{key}` is missing")
+    return RewardSettings(**config)
