@@ -1,0 +1,157 @@
+"""What is trained in a denoiser, and what it is compared with: LoRA or all of it, and the reference."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from generators.base import Conditioning
+from generators.pipeline import PipelineGenerator
+
+ADAPTER = "default"
+
+
+class Denoiser(nn.Module):
+    """`generator.predict` as a module, so that whatever wraps a module (several processes, autocast) wraps
+    it."""
+
+    def __init__(self, generator: PipelineGenerator, model: nn.Module):
+        super().__init__()
+        self.model = model
+        self.predict = generator.predict
+
+    def forward(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
+        return self.predict(latents, timesteps, Conditioning(conditioning), self.model)
+
+
+class LoraTuning:
+    """Low-rank adapters in the denoiser (Hu et al. 2021); the reference is the same model with them off."""
+
+    def __init__(
+        self,
+        generator: PipelineGenerator,
+        rank: int = 16,
+        alpha: int = 16,
+        dropout: float = 0.0,
+        targets: Sequence[str] | None = None,
+        seed: int = 0,
+    ):
+        """Adapters on the modules whose name ends in one of `targets`, started from `seed`.
+
+        `targets` None: the family's attention projections. At the start they change nothing. ValueError for a
+        target that matches no module.
+        """
+        self.generator = generator
+        targets = list(targets or generator.lora_targets)
+        _check_targets(generator.model, targets)
+        generator.model.requires_grad_(False)
+        self.config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=targets,
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            generator.model.add_adapter(self.config, ADAPTER)
+        for parameter in generator.model.parameters():
+            if (
+                parameter.requires_grad
+            ):  # in float32 whatever the base is in: small updates vanish in half precision
+                parameter.data = parameter.data.float()
+        self.policy = Denoiser(generator, generator.model)
+
+    @contextmanager
+    def reference(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The reference denoiser, callable as `policy` (the policy as the trainer wrapped it) is."""
+        self.generator.model.disable_adapters()
+        try:
+            yield policy
+        finally:
+            self.generator.model.enable_adapters()
+
+    def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the adapter in diffusers' LoRA format: `pipe.load_lora_weights(folder)` applies it."""
+        prefix = self.generator.denoiser
+        layers = get_peft_model_state_dict(self.generator.model, state_dict, ADAPTER)
+        layers = {f"{prefix}.{name}": tensor.contiguous() for name, tensor in layers.items()}
+        config = {
+            f"{prefix}.r": self.config.r,
+            f"{prefix}.lora_alpha": self.config.lora_alpha,
+            f"{prefix}.target_modules": sorted(self.config.target_modules),
+        }
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        # One entry of metadata only: safetensors writes several in random order, and equal adapters are
+        # equal files.
+        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps(config)}
+        save_file(layers, Path(folder) / LORA_WEIGHT_NAME_SAFE, metadata)
+
+    def restore(self, folder: str | Path) -> None:
+        """Read what `save` wrote into the adapter, exactly."""
+        prefix = f"{self.generator.denoiser}."
+        layers = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
+        layers = {name.removeprefix(prefix): tensor for name, tensor in layers.items()}
+        set_peft_model_state_dict(self.generator.model, layers, ADAPTER)
+
+    export = save
+
+
+class FullTuning:
+    """Every parameter of the denoiser; the reference is a frozen copy of it as it was."""
+
+    def __init__(self, generator: PipelineGenerator):
+        self.generator = generator
+        self.frozen = Denoiser(generator, copy.deepcopy(generator.model)).requires_grad_(False)
+        generator.model.requires_grad_(True)
+        self.policy = Denoiser(generator, generator.model)
+
+    @contextmanager
+    def reference(self, policy: nn.Module) -> Iterator[nn.Module]:
+        """The reference denoiser, callable as `policy` is."""
+        yield self.frozen
+
+    def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write the denoiser alone, as its `save_pretrained` does."""
+        self.generator.model.save_pretrained(folder, state_dict=state_dict)
+
+    def restore(self, folder: str | Path) -> None:
+        """Read what `save` wrote into the denoiser, exactly."""
+        saved = type(self.generator.model).from_pretrained(folder)
+        self.generator.model.load_state_dict(saved.state_dict())
+
+    def export(self, folder: str | Path) -> None:
+        """Write a pipeline folder: `DiffusionPipeline.from_pretrained(folder)` is the tuned pipeline."""
+        self.generator.save(folder)
+
+
+Tuning = LoraTuning | FullTuning
+
+
+def load_adapter(generator: PipelineGenerator, folder: str | Path) -> None:
+    """Apply a saved adapter for sampling, as diffusers users do."""
+    generator.pipe.load_lora_weights(str(folder), weight_name=LORA_WEIGHT_NAME_SAFE)
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
+    names = [name for name, _ in model.named_modules()]
+    linear = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in names):
+            nearest = difflib.get_close_matches(target, sorted(linear), n=4, cutoff=0)
+            raise ValueError(
+                f"train.lora.targets: {target} matches no module of {type(model).__name__}; "
+                f"nearest are {', '.join(nearest)}"
+            )

@@ -1,0 +1,24 @@
+"""From settings to a generator: one `match`, each family imported in its own branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from generators.base import Generator
+
+FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "cogvideox", "wan")
+
+
+def build_generator(config: Any, denoiser_only: bool = False) -> Generator:
+    """The generator that `config` (family, path, dtype, device, steps, guidance_scale, height, width, frames,
+    options) describes, on its device.
+
+    `denoiser_only` leaves VAE and text encoders on disk: enough for `predict`, training and `save`.
+    ValueError or FileNotFoundError, one line each, for what cannot be built.
+    """
+    match config.family:
+        case "stable_diffusion":
+            from generators.stable_diffusion import StableDiffusion as Family
+        case _:
+            raise ValueError(f"generator.family={config.family}: not one of {', '.join(FAMILIES)}")
+    return Family(config, denoiser_only)

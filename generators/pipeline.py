@@ -1,0 +1,233 @@
+"""What every family shares: a diffusers pipeline, loaded, conditioned, sampled and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.constants import HF_HUB_CACHE
+from torch import Tensor, nn
+
+from generators.base import Conditioning, Samples
+from generators.schedules import RectifiedFlow, Schedule, VariancePreserving, flow_shift, is_flow
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PipelineGenerator:
+    """A `Generator` over one diffusers pipeline class. A family adds `predict` and what is particular to it.
+
+    `config` has the fields of a run's generator settings: family, path, dtype, device, steps, guidance_scale,
+    height, width, frames, options. With `denoiser_only` the VAE and the text encoders stay on disk, which is
+    all that training needs.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    denoiser: ClassVar[str] = "transformer"  # component that is trained
+    modality: ClassVar[str] = "image"
+    embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds",)  # conditioning that the pipeline itself takes
+    conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    overrides: ClassVar[
+        dict[str, Any]
+    ] = {}  # arguments of every from_pretrained, e.g. components never loaded
+    float32_components: ClassVar[tuple[str, ...]] = ()  # components that must not be run in half precision
+    prediction_types: ClassVar[tuple[str, ...]] = ("flow",)
+    lora_targets: ClassVar[list[str]] = ["to_k", "to_q", "to_v", "to_out.0"]
+    options: ClassVar[tuple[str, ...]] = ("negative_prompt", "vae_slicing", "vae_tiling")
+
+    def __init__(self, config: Any, denoiser_only: bool = False):
+        unknown = sorted(set(config.options) - set(self.options))
+        if unknown:
+            raise ValueError(
+                f"generator.options.{unknown[0]}: unknown; {config.family} knows {', '.join(self.options)}"
+            )
+        self.config = config
+        self.family = config.family
+        self.device = torch.device(_device(config.device))
+        self.dtype = _choice("generator.dtype", config.dtype, DTYPES)
+        self.pipe = self._load(absent=(*self.conditioners, "vae") if denoiser_only else ())
+        self.pipe.set_progress_bar_config(disable=True)
+        self.schedule = self._schedule()
+        if not denoiser_only:
+            self._check_size()
+            if config.options.get("vae_slicing"):
+                self.pipe.vae.enable_slicing()
+            if config.options.get("vae_tiling"):
+                self.pipe.vae.enable_tiling()
+
+    # ---- the parts ----
+
+    @property
+    def model(self) -> nn.Module:
+        return getattr(self.pipe, self.denoiser)
+
+    @property
+    def guided(self) -> bool:
+        """Whether sampling runs the unconditional branch beside the conditional one."""
+        return self.config.guidance_scale > 1
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def _schedule(self) -> Schedule:
+        scheduler = self.pipe.scheduler
+        kind = "flow" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
+        if kind not in self.prediction_types:
+            raise ValueError(
+                f"{self.config.path}: its scheduler {type(scheduler).__name__} predicts {kind}, "
+                f"{self.family} expects {' or '.join(self.prediction_types)}"
+            )
+        if kind == "flow":
+            shift = flow_shift(scheduler.config, self.sequence_length)
+            return RectifiedFlow(shift, scheduler.config.num_train_timesteps)
+        return VariancePreserving(scheduler.alphas_cumprod.float().cpu(), kind)
+
+    @property
+    def sequence_length(self) -> int | None:
+        """Image tokens of a sample, for schedules that depend on it."""
+        return None
+
+    # ---- conditioning ----
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
+        # One at a time: a matrix product's low bits depend on its batch, and a prompt must not on its
+        # neighbours.
+        return Conditioning.cat([self._encode_prompt(prompt) for prompt in prompts]).to("cpu")
+
+    def _encode_prompt(self, prompt: str) -> Conditioning:
+        """The row of one prompt, on the generator's device."""
+        raise NotImplementedError
+
+    @cached_property
+    @torch.no_grad()
+    def unconditional(self) -> Conditioning:
+        """The row that guidance steers away from: `options.negative_prompt`, by default the empty prompt."""
+        return self._encode_prompt(self.config.options.get("negative_prompt", ""))
+
+    # ---- sampling ----
+
+    @torch.no_grad()
+    def sample(
+        self, conditioning: Conditioning, seeds: Sequence[int], batch_size: int | None = None
+    ) -> Samples:
+        if len(conditioning) != len(seeds):
+            raise ValueError(f"{len(conditioning)} rows of conditioning for {len(seeds)} seeds")
+        batch_size = batch_size or len(seeds)
+        latents, media = [], []
+        training = self.model.training
+        self.model.eval()
+        for start in range(0, len(seeds), batch_size):
+            rows = list(range(start, min(start + batch_size, len(seeds))))
+            filled = rows + rows[-1:] * (batch_size - len(rows))
+            batch, outputs = self._sample_batch(conditioning.rows(filled), [seeds[row] for row in filled])
+            latents.append(batch[: len(rows)].cpu())
+            media += outputs[: len(rows)]
+        self.model.train(training)
+        return Samples(torch.cat(latents), media, list(seeds))
+
+    def _sample_batch(self, conditioning: Conditioning, seeds: list[int]) -> tuple[Tensor, list]:
+        kept: dict[str, Tensor] = {}
+
+        def keep(pipe, step, timestep, tensors):
+            kept.update(tensors)
+            return {}
+
+        embeddings = {name: conditioning[name].to(self.device, self.dtype) for name in self.embeddings}
+        if self.guided:
+            for name in self.embeddings:
+                row = self.unconditional[name].to(self.device, self.dtype)
+                embeddings[f"negative_{name}"] = row.expand(len(seeds), *row.shape[1:])
+        output = self.pipe(
+            **embeddings,
+            **self._size(),
+            num_inference_steps=self.config.steps,
+            guidance_scale=self.config.guidance_scale,
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            callback_on_step_end=keep,
+            output_type="pil" if self.modality == "image" else "np",
+        )
+        if self.modality == "image":
+            return kept["latents"], output.images
+        return kept["latents"], [(clip * 255).round().astype("uint8") for clip in output.frames]
+
+    # ---- sizes ----
+
+    @property
+    def default_size(self) -> dict[str, int]:
+        """height, width (and num_frames) that the model itself was made for, in pixels."""
+        raise NotImplementedError
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width must be multiples of it, in pixels."""
+        return self.pipe.vae_scale_factor
+
+    def _size(self) -> dict[str, int]:
+        chosen = {"height": self.config.height, "width": self.config.width, "num_frames": self.config.frames}
+        return {name: chosen[name] or default for name, default in self.default_size.items()}
+
+    def _check_size(self) -> None:
+        if self.config.frames is not None and self.modality == "image":
+            raise ValueError(f"generator.frames={self.config.frames}: {self.family} makes single pictures")
+        for name, value in self._size().items():
+            step, first = (self.size_multiple, 0) if name != "num_frames" else (self.frames_multiple, 1)
+            nearest = max(round((value - first) / step) * step + first, first or step)
+            if value != nearest:
+                rule = f"a multiple of {step}" + (f" plus {first}" if first else "")
+                key = "frames" if name == "num_frames" else name
+                raise ValueError(
+                    f"generator.{key}={value}: {self.family} needs {rule}; the nearest is {nearest}"
+                )
+
+    # ---- on disk ----
+
+    def save(self, folder: str | Path) -> None:
+        whole = self.pipeline_class.from_pretrained(
+            self.config.path, dtype=self._dtypes, **{self.denoiser: self.model}
+        )
+        whole.save_pretrained(folder)
+
+    @property
+    def _dtypes(self) -> dict[str, torch.dtype]:
+        return {"default": self.dtype} | dict.fromkeys(self.float32_components, torch.float32)
+
+    def _load(self, absent: tuple[str, ...]) -> DiffusionPipeline:
+        path = self.config.path
+        if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"generator.path={path}: no model_index.json, so not a diffusers pipeline"
+            )
+        try:
+            config = self.pipeline_class.load_config(path)
+            if config["_class_name"] != self.pipeline_class.__name__:
+                raise ValueError(
+                    f"generator.path={path} is a {config['_class_name']}, "
+                    f"generator.family={self.family} needs a {self.pipeline_class.__name__}"
+                )
+            pipe = self.pipeline_class.from_pretrained(
+                path, dtype=self._dtypes, **self.overrides, **dict.fromkeys(absent)
+            )
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise FileNotFoundError(
+                f"generator.path={path}: neither a pipeline folder nor a model of the hub or of its cache "
+                f"{HF_HUB_CACHE} ({reason})"
+            ) from error
+        return pipe.to(self.device)
+
+
+def _device(name: str) -> str:
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _choice(key: str, value: str, allowed: dict[str, Any]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{key}={value}: not one of {', '.join(allowed)}")
+    return allowed[value]

@@ -1,0 +1,68 @@
+import json
+import shutil
+
+import pytest
+from tiny_pipelines import generator_config
+
+from generators.build import FAMILIES, build_generator
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+def test_an_unknown_family_lists_those_that_are_known(tmp_path):
+    with pytest.raises(ValueError) as error:
+        build_generator(generator_config("stable_difusion", tmp_path))
+    assert all(family in one_line(error) for family in FAMILIES)
+
+
+def test_a_missing_model_names_the_cache_searched():
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    with pytest.raises(FileNotFoundError) as error:
+        build_generator(generator_config("stable_diffusion", "nobody/no-such-model"))
+    message = one_line(error)
+    assert "nobody/no-such-model" in message and HF_HUB_CACHE in message
+
+
+def test_a_folder_that_is_no_pipeline(tmp_path):
+    with pytest.raises(FileNotFoundError) as error:
+        build_generator(generator_config("stable_diffusion", tmp_path))
+    assert "model_index.json" in one_line(error)
+
+
+def test_a_pipeline_of_another_family(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "other")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(ValueError) as error:
+        build_generator(generator_config("stable_diffusion", folder))
+    assert "FluxPipeline" in one_line(error) and "StableDiffusionPipeline" in one_line(error)
+
+
+def test_a_scheduler_that_predicts_something_else(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "sample")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(ValueError) as error:
+        build_generator(generator_config("stable_diffusion", folder))
+    assert "predicts sample" in one_line(error) and "epsilon or v_prediction" in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"height": 17}, "the nearest is 16"),
+        ({"width": 1}, "the nearest is 2"),
+        ({"frames": 5}, "single pictures"),
+        ({"dtype": "float8"}, "float32, bfloat16, float16"),
+        ({"options": {"vae_tilling": True}}, "vae_tiling"),
+    ],
+)
+def test_settings_that_the_family_cannot_do(tiny_pipeline, changes, told):
+    with pytest.raises(ValueError) as error:
+        build_generator(generator_config("stable_diffusion", tiny_pipeline("stable_diffusion"), **changes))
+    assert told in one_line(error)
