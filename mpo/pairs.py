@@ -1,0 +1,210 @@
+"""Which dominating pairs to keep, and what a choice of granularity and margin would yield. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from mpo.config import PairsConfig
+from mpo.dominance import Pairs, dominating_pairs, tally
+from mpo.objectives import ROUNDING, Objectives
+
+
+def choose_pairs(objectives: Objectives, config: PairsConfig, seed: int) -> Pairs:
+    """The pairs to train on: those that dominate, selected as `config` says.
+
+    Raises ValueError where no pair dominates, naming the objectives that stop most and what to relax.
+    """
+    pairs = select(dominating_pairs(objectives, config.margin), objectives.total, config, seed)
+    if not len(pairs):
+        raise ValueError(explain_no_pairs(objectives, config.margin))
+    return pairs
+
+
+def select(pairs: Pairs, total: Tensor, config: PairsConfig, seed: int) -> Pairs:
+    """Some of `pairs`, by `config.select`, at most `config.cap` a prompt; `total` [P, N].
+
+    all: every one; beyond the cap a sample, drawn for each prompt by its own stream of `seed`. top: the k of
+    greatest gap. best_worst: the best winner of a prompt against the worst of those that it dominates.
+    """
+    match config.select:
+        case "all" if config.cap is None:
+            return pairs
+        case "all":
+            return first_per_prompt(pairs, config.cap, _draws(pairs, seed))
+        case "top":
+            k = config.k if config.cap is None else min(config.k, config.cap)
+            return first_per_prompt(pairs, k, -_rounded(pairs.gap))
+        case "best_worst":
+            winner = -_rounded(total[pairs.prompt, pairs.winner])
+            return first_per_prompt(pairs, 1, winner, _rounded(total[pairs.prompt, pairs.loser]))
+    raise ValueError(f"pairs.select = {config.select!r}: must be one of all, top, best_worst")
+
+
+def first_per_prompt(pairs: Pairs, k: int, *keys: Tensor) -> Pairs:
+    """The first k pairs of each prompt by ascending `keys` [M]; ties stay in order of winner and loser."""
+    order = torch.arange(len(pairs))
+    for key in (*reversed(keys), pairs.prompt):
+        order = order[key[order].argsort(stable=True)]
+    prompt = pairs.prompt[order]
+    rank = torch.arange(len(pairs)) - torch.searchsorted(prompt, prompt)
+    return pairs[order[rank < k].sort().values]
+
+
+@dataclass(frozen=True)
+class Yield:
+    """What one granularity and margin gives, before any selection."""
+
+    granularity: str
+    margin: float
+    pairs: int  # dominating pairs
+    share: float  # of all pairs of two scored candidates
+    pairs_per_prompt: float
+    prompts_without: int
+    blocks: dict[str, float]  # objective -> share of the pairs wide enough in total that it stops
+    blocks_alone: dict[str, float]  # ... that nothing else stops
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Correlation of one granularity's objectives within prompts; NaN where an objective is constant."""
+
+    granularity: str
+    names: tuple[str, ...]
+    correlation: Tensor  # [K, K]
+
+
+@dataclass(frozen=True)
+class YieldReport:
+    prompts: int
+    candidates: int  # places, N a prompt
+    missing: int  # of P x N, without a score
+    rows: tuple[Yield, ...]
+    agreement: tuple[Agreement, ...]
+
+    def to_dict(self) -> dict:
+        """Ready for JSON: undefined correlations are None."""
+        return {
+            "prompts": self.prompts,
+            "candidates": self.candidates,
+            "missing": self.missing,
+            "rows": [asdict(row) for row in self.rows],
+            "agreement": [
+                {
+                    "granularity": entry.granularity,
+                    "names": list(entry.names),
+                    "correlation": [
+                        [None if math.isnan(r) else r for r in row] for row in entry.correlation.tolist()
+                    ],
+                }
+                for entry in self.agreement
+            ],
+        }
+
+
+def yield_report(by_granularity: Mapping[str, Objectives], margins: Sequence[float]) -> YieldReport:
+    """What each granularity yields at each margin, and how far its objectives agree."""
+    valid = next(iter(by_granularity.values())).valid
+    return YieldReport(
+        prompts=valid.shape[0],
+        candidates=valid.shape[1],
+        missing=int((~valid).sum()),
+        rows=tuple(row for name, level in by_granularity.items() for row in _yields(name, level, margins)),
+        agreement=tuple(
+            Agreement(name, level.names, agreement(level.values)) for name, level in by_granularity.items()
+        ),
+    )
+
+
+def agreement(values: Tensor) -> Tensor:
+    """[K, K] Pearson correlation of values [P, N, K] within prompts, each prompt's own mean taken off.
+
+    Only differences within a prompt make pairs, so prompts that are easy on all counts must not look like
+    agreement.
+    """
+    centred = (values - values.nanmean(1, keepdim=True)).flatten(0, 1)
+    centred = centred[~centred.isnan().any(1)]
+    covariance = centred.T @ centred
+    variance = covariance.diagonal()
+    constant = variance <= len(centred) * ROUNDING**2
+    return covariance / torch.outer(variance, variance).sqrt().masked_fill(
+        constant | constant[:, None], torch.nan
+    )
+
+
+def explain_no_pairs(objectives: Objectives, margin: float) -> str:
+    """One line: why no pair dominates, which objectives stop most pairs, and what to relax."""
+    counts = tally(objectives, [margin])
+    P, N = objectives.total.shape
+    if counts.comparable == 0:
+        scored = int(objectives.valid.sum())
+        return f"no pair at all: only {scored} of {P * N} candidates have scores, never two of one prompt"
+    wide = int(counts.wide[0])
+    asked = f"differ by pairs.margin = {margin:g} in the total"
+    if wide == 0:
+        return (
+            f"no pair at all: no two candidates of a prompt {asked}; "
+            f"the widest differ by {counts.widest:.4g}: lower pairs.margin to less than that"
+        )
+    shares = counts.blocks[0] / wide
+    worst = shares.argsort(descending=True, stable=True)[:3].tolist()
+    named = ", ".join(f"{objectives.names[k]} ({shares[k]:.0%})" for k in worst if shares[k] > 0)
+    first = f"objectives.dims.{objectives.names[worst[0]]}"
+    return (
+        f"no pair at all: {wide} {asked} but none dominates; stopped most often by {named}; "
+        f"raise pairs.tolerance or {first}.tolerance, set {first}.role=ignore, "
+        f"or choose a coarser objectives.granularity"
+    )
+
+
+def _yields(granularity: str, objectives: Objectives, margins: Sequence[float]) -> list[Yield]:
+    counts = tally(objectives, margins)
+    prompts = objectives.total.shape[0]
+    wide = counts.wide.clamp(min=1)[:, None]
+    return [
+        Yield(
+            granularity=granularity,
+            margin=margin,
+            pairs=int(counts.dominating[g]),
+            share=int(counts.dominating[g]) / max(counts.comparable, 1),
+            pairs_per_prompt=int(counts.dominating[g]) / prompts,
+            prompts_without=int(counts.prompts_without[g]),
+            blocks=dict(zip(objectives.names, (counts.blocks / wide)[g].tolist(), strict=True)),
+            blocks_alone=dict(zip(objectives.names, (counts.blocks_alone / wide)[g].tolist(), strict=True)),
+        )
+        for g, margin in enumerate(margins)
+    ]
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    """Scores on a grid, so that ties by construction stay ties whatever the order of summation."""
+    return scores.round(decimals=9)
+
+
+def _draws(pairs: Pairs, seed: int) -> Tensor:
+    """[M] pseudo-random int64, a function of seed, prompt, winner and loser alone (splitmix64, Steele et al.
+    2014).
+    """
+    state = torch.full_like(pairs.prompt, seed)
+    for part in (pairs.prompt, pairs.winner, pairs.loser):
+        state = _mix(state + part * _signed(0x9E3779B97F4A7C15) + 1)
+    return state
+
+
+def _mix(state: Tensor) -> Tensor:
+    """splitmix64's finaliser; int64 arithmetic wraps, and the shift must bring in zeros."""
+    state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
+    state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(state: Tensor, bits: int) -> Tensor:
+    return (state >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
