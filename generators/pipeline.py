@@ -200,27 +200,31 @@ class PipelineGenerator:
 
     def _load(self, absent: tuple[str, ...]) -> DiffusionPipeline:
         path = self.config.path
-        if Path(path).is_dir() and not (Path(path) / "model_index.json").is_file():
-            raise FileNotFoundError(
-                f"generator.path={path}: no model_index.json, so not a diffusers pipeline"
+        components = self.overrides | dict.fromkeys(absent)
+        folder = Path(path) if Path(path).is_dir() else self._download(components)
+        if not (folder / "model_index.json").is_file():
+            raise FileNotFoundError(f"generator.path={path}: no model_index.json, so no diffusers pipeline")
+        kind = self.pipeline_class.load_config(folder)["_class_name"]
+        if kind != self.pipeline_class.__name__:
+            raise ValueError(
+                f"generator.path={path} is a {kind}, "
+                f"generator.family={self.family} needs a {self.pipeline_class.__name__}"
             )
         try:
-            config = self.pipeline_class.load_config(path)
-            if config["_class_name"] != self.pipeline_class.__name__:
-                raise ValueError(
-                    f"generator.path={path} is a {config['_class_name']}, "
-                    f"generator.family={self.family} needs a {self.pipeline_class.__name__}"
-                )
-            pipe = self.pipeline_class.from_pretrained(
-                path, dtype=self._dtypes, **self.overrides, **dict.fromkeys(absent)
-            )
+            pipe = self.pipeline_class.from_pretrained(folder, dtype=self._dtypes, **components)
         except OSError as error:
-            reason = str(error).splitlines()[0]
-            raise FileNotFoundError(
-                f"generator.path={path}: neither a pipeline folder nor a model of the hub or of its cache "
-                f"{HF_HUB_CACHE} ({reason})"
-            ) from error
+            raise FileNotFoundError(f"generator.path={path}: {str(error).splitlines()[0]}") from error
         return pipe.to(self.device)
+
+    def _download(self, components: dict[str, Any]) -> Path:
+        """The folder in the hub's cache, filled from the hub where something is missing."""
+        try:
+            return Path(self.pipeline_class.download(self.config.path, **components))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"generator.path={self.config.path}: no such folder, and a model neither of the hub "
+                f"(as far as it can be reached) nor of its cache {HF_HUB_CACHE}"
+            ) from error
 
 
 def _device(name: str) -> str:

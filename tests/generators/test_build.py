@@ -19,13 +19,22 @@ def test_an_unknown_family_lists_those_that_are_known(tmp_path):
     assert all(family in one_line(error) for family in FAMILIES)
 
 
-def test_a_missing_model_names_the_cache_searched():
-    from huggingface_hub.constants import HF_HUB_CACHE
+def test_a_missing_model_names_the_cache_searched(monkeypatch):
+    from huggingface_hub import constants
 
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError) as error:
         build_generator(generator_config("stable_diffusion", "nobody/no-such-model"))
     message = one_line(error)
-    assert "nobody/no-such-model" in message and HF_HUB_CACHE in message
+    assert "nobody/no-such-model" in message and constants.HF_HUB_CACHE in message
+
+
+def test_a_pipeline_without_weights(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "empty")
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        build_generator(generator_config("stable_diffusion", folder))
+    assert str(folder) in one_line(error)
 
 
 def test_a_folder_that_is_no_pipeline(tmp_path):
