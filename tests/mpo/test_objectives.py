@@ -70,16 +70,18 @@ def test_the_nearest_fitting_entry_sets_a_name():
         "dynamic.*motion": ObjectiveConfig(weight=3),
         "dynamic.camera motion": ObjectiveConfig(weight=4),
         "clarity": ObjectiveConfig(weight=5),
+        "video.clarity": ObjectiveConfig(weight=6),
     }
-    names = (
-        "dynamic",
-        "dynamic.speed",
-        "dynamic.object motion",
-        "dynamic.camera motion",
-        "quality.clarity",
-        "rest",
-    )
-    assert [setting.weight for setting in settings_by_name(names, dims)] == [2, 2, 3, 4, 5, 1]
+    expected = {
+        "dynamic": 2,
+        "dynamic.speed": 2,
+        "dynamic.object motion": 3,
+        "dynamic.camera motion": 4,
+        "quality.clarity": 5,
+        "video.clarity": 6,
+        "rest": 1,
+    }
+    assert [setting.weight for setting in settings_by_name(list(expected), dims)] == list(expected.values())
 
 
 def test_a_name_that_fits_nothing_is_refused_with_the_nearest():

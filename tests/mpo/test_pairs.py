@@ -39,7 +39,8 @@ def test_top_keeps_the_widest_gaps_of_each_prompt():
 def test_gaps_that_differ_by_rounding_are_ties():
     # gaps .3 - .2 and .1 - 0 differ by rounding only; the first in order is kept
     assert 0.3 - 0.2 < 0.1 - 0.0
-    tied = Pairs(*(torch.tensor(part) for part in ([0, 0], [0, 2], [1, 3], [0.3 - 0.2, 0.1 - 0.0])))
+    gaps = torch.tensor([0.3 - 0.2, 0.1 - 0.0], dtype=torch.float64)
+    tied = Pairs(torch.tensor([0, 0]), torch.tensor([0, 2]), torch.tensor([1, 3]), gaps)
     assert rows(select(tied, torch.zeros(1, 4), PairsConfig(select="top", k=1), 0)) == [(0, 0, 1)]
 
 
