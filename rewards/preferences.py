@@ -83,7 +83,8 @@ def read_preferences(
     lost = [[str(item) for item in (pair.first, pair.second) if not on_disk(item)] for pair in pairs]
     keep = [index for index, items in enumerate(lost) if not items]
     missing = sorted({item for items in lost for item in items})
-    check_missing(str(path), missing, len(pairs) - len(keep), len(pairs), allow_missing)
+    reasons = [f"{item} is not there" for item in missing]
+    check_missing(str(path), reasons, len(pairs) - len(keep), len(pairs), allow_missing)
     return Preferences(
         name=path.stem,
         prompts=[pairs[index].prompt for index in keep],

@@ -140,11 +140,11 @@ def media_root(path: str | Path, media: str | Path | None) -> Path:
 
 
 def check_missing(where: str, missing: Sequence[str], lost: int, total: int, allowed: float) -> None:
-    """Warns that `lost` of `total` rows are left out for want of files; past `allowed`, ValueError."""
+    """Warns of `lost` rows of `total` that are left out and why; past the share `allowed`, ValueError."""
     if not missing:
         return
     listed = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-    message = f"{where}: {lost} of {total} rows name files that are not there: {listed}"
+    message = f"{where}: {lost} of {total} rows cannot be used: {listed}"
     if lost == total or lost > allowed * total:
         raise ValueError(f"{message}; allowed: {allowed:.0%} of the rows")
     logger.warning("%s; they are left out", message)

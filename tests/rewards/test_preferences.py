@@ -140,8 +140,8 @@ def test_missing_items_are_listed_and_left_out_up_to_a_share(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         pairs = read_preferences(path, allow_missing=0.1)
     assert len(pairs) == 9 and pairs.missing == [str(tmp_path / "gone.png")]
-    assert "1 of 10 rows name files that are not there" in caplog.text and "gone.png" in caplog.text
-    with pytest.raises(ValueError, match="gone.png; allowed: 5% of the rows"):
+    assert "1 of 10 rows cannot be used" in caplog.text and "gone.png is not there" in caplog.text
+    with pytest.raises(ValueError, match="gone.png is not there; allowed: 5% of the rows"):
         read_preferences(path)
 
 

@@ -1,0 +1,124 @@
+"""Rewards to compare with: image-text similarity by any CLIP-like model that transformers loads.
+
+CLIPScore (Hessel et al. 2021, arXiv 2104.08718) is 2.5 * max(cos, 0) of the two embeddings. PickScore
+(Kirstain et al. 2023, arXiv 2305.01569) is a CLIP model too, scored by the scaled cosine itself. Videos get
+the mean over their frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoModel, AutoProcessor
+
+from rewards.checklist import check_choice
+from rewards.media import Media, load_media
+from rewards.scorecard import Scorecard
+
+KINDS = ("clipscore", "pickscore")
+
+
+@dataclass
+class Similarity:
+    """Scores media by how well they fit their prompt; scorecards have a total and one dimension, `kind`.
+
+    kind: clipscore, 2.5 * max(cos, 0); pickscore, the cosine times the model's learned scale.
+    """
+
+    model: torch.nn.Module
+    processor: object
+    kind: str = "clipscore"
+    batch_size: int = 16
+    frames: str = "per_second"
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        processor: str | Path | None = None,
+        kind: str = "clipscore",
+        dtype: str = "float32",
+        device: str = "auto",
+        batch_size: int = 16,
+        frames: str = "per_second",
+    ) -> Similarity:
+        """From a folder or hub id; `processor` where it lies elsewhere, as PickScore's does."""
+        check_choice("baseline kind", kind, KINDS)
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval().to(device)
+        if not hasattr(model, "get_image_features"):
+            raise ValueError(f"{path}: {type(model).__name__} has no image and text embeddings to compare")
+        return cls(model, AutoProcessor.from_pretrained(processor or path), kind, batch_size, frames)
+
+    def score(self, media: Sequence, prompts: Sequence[str]) -> list[Scorecard]:
+        """One scorecard an item, in order; what cannot be read has a reason and no numbers."""
+        return list(self.stream(media, prompts))
+
+    def stream(self, media: Sequence, prompts: Sequence[str]) -> Iterator[Scorecard]:
+        """Like `score` for many items, yielding each scorecard as it comes."""
+        items = zip(media, prompts, strict=True)
+        while chunk := list(islice(items, self.batch_size)):
+            loaded = [self._load(source) for source, _ in chunk]
+            known = [
+                (item, prompt)
+                for item, (_, prompt) in zip(loaded, chunk, strict=True)
+                if isinstance(item, Media)
+            ]
+            values = iter(self._similarity(known).tolist() if known else ())
+            for item, (source, prompt) in zip(loaded, chunk, strict=True):
+                yield self._card(item, source, prompt, next(values) if isinstance(item, Media) else None)
+
+    def _load(self, source) -> Media | str:
+        try:
+            return load_media(source, self.frames)
+        except ValueError as error:
+            return str(error)
+
+    @torch.inference_mode()
+    def _similarity(self, items: list[tuple[Media, str]]) -> Tensor:
+        """Score [B]; the frames of a video are averaged."""
+        pictures = [item.pictures() for item, _ in items]
+        images = self._embed_images([picture for group in pictures for picture in group])
+        texts = self._embed_texts([prompt for _, prompt in items])
+        owner = torch.tensor([row for row, group in enumerate(pictures) for _ in group], device=texts.device)
+        cosine = (images * texts[owner]).sum(-1)
+        score = (
+            2.5 * cosine.clamp(min=0) if self.kind == "clipscore" else cosine * self.model.logit_scale.exp()
+        )
+        sums = torch.zeros(len(items), device=score.device).index_add_(0, owner, score.float())
+        return (sums / torch.bincount(owner, minlength=len(items))).cpu()
+
+    def _embed_images(self, pictures: list) -> Tensor:
+        parts = [pictures[row : row + self.batch_size] for row in range(0, len(pictures), self.batch_size)]
+        return torch.cat([self._embed("image", images=part) for part in parts])
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        return self._embed("text", text=texts, padding="max_length", truncation=True)
+
+    def _embed(self, side: str, **inputs) -> Tensor:
+        """Embeddings of length 1 [B, D]."""
+        batch = self.processor(**inputs, return_tensors="pt").to(self.model.device)
+        if "pixel_values" in batch:
+            batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
+        return normalize(getattr(self.model, f"get_{side}_features")(**batch).pooler_output, dim=-1)
+
+    def _card(self, item: Media | str, source, prompt: str, value: float | None) -> Scorecard:
+        common = {"prompt": prompt, "reward": self.kind, "reduction": "sum", "coding": "none"}
+        if isinstance(item, str):
+            return Scorecard(item=str(source), missing=item, **common)
+        levels = {"total": {"total": value}, "dimension": {self.kind: value}}
+        notes = (*item.notes, *self._truncated(prompt))
+        return Scorecard(item=item.source, levels=levels, notes=notes, **common)
+
+    def _truncated(self, prompt: str) -> list[str]:
+        tokenizer = self.processor.tokenizer
+        count = len(tokenizer(prompt).input_ids)
+        limit = tokenizer.model_max_length
+        return [f"prompt of {count} tokens, only the first {limit} were seen"] if count > limit else []
