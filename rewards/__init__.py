@@ -1,4 +1,4 @@
-"""Scored checklists: a judge answers yes/no questions about images and videos; the weighted sum is the reward.
+"""Scored checklists: a judge answers yes/no questions about images and videos; the weighted sum is the score.
 
 `from rewards import load_reward, load_judge, load_checklist`. Importing this package imports nothing heavy.
 """

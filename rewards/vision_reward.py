@@ -46,8 +46,8 @@ class VisionReward:
         for feature in checklist.features:
             if feature.id not in self.features:
                 raise ValueError(
-                    f"checklist {checklist.name}: feature {feature.id!r} (weight {feature.weight:.3f}) needs a "
-                    f"model, such as {feature.model}; name one in the reward's config at features.{feature.id}"
+                    f"checklist {checklist.name}: feature {feature.id!r} of weight {feature.weight:.3f} "
+                    f"needs a model, such as {feature.model}; name one in the config at features.{feature.id}"
                 )
 
     @property
@@ -212,9 +212,9 @@ class _Watch:
             return Failure(f"{media.source}: {self.judge} answered with NaN")
         if mass < self.min_mass:
             reason = (
-                f"{media.source}: yes and no hold {mass:.1%} of the probability of {self.judge}'s first answer "
-                f"token, needed {self.min_mass:.0%}: its prompt template does not fit, or it was not tuned to "
-                "answer yes or no"
+                f"{media.source}: yes and no hold {mass:.1%} of the probability of the first answer token of "
+                f"{self.judge}, needed {self.min_mass:.0%}: its prompt template does not fit, or it was not "
+                "tuned to answer yes or no"
             )
             self.first_reason = self.first_reason or reason
             return Failure(reason)

@@ -1,0 +1,87 @@
+"""Loading a judge's weights: everything that can be wrong with a checkpoint, said in one line."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_weights(model_class, path: str | Path, dtype: str, device: str, **options) -> PreTrainedModel:
+    """`model_class.from_pretrained(path)` for inference; one-line ValueError where weights are absent or wrong.
+
+    dtype: float32 | bfloat16 | float16. device: auto | cpu | cuda. Other options go to `from_pretrained`.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"{path}: dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
+    try:
+        with quiet():
+            model, info = model_class.from_pretrained(
+                path,
+                dtype=DTYPES[dtype],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+                use_safetensors=True,
+                **options,
+            )
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged weights ({one_line(error)})") from None
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{path}: this model cannot be loaded: {one_line(error)}") from None
+    check_keys(path, info)
+    if "device_map" not in options and not getattr(model, "quantization_method", None):
+        model = model.to(pick_device(device))
+    return model.eval().requires_grad_(False)
+
+
+def check_keys(path: str | Path, info: dict) -> None:
+    """ValueError that names the first missing, unexpected and misshapen weights; a warning for mere
+    extras.
+    """
+    unexpected = sorted(info["unexpected_keys"])
+    shapes = sorted(str(key[0]) if isinstance(key, tuple) else str(key) for key in info["mismatched_keys"])
+    missing = sorted(set(info["missing_keys"]) - set(shapes))
+    found = [
+        f"{len(keys)} {what} (first: {keys[0]})"
+        for keys, what in ((missing, "missing"), (unexpected, "unexpected"), (shapes, "of the wrong shape"))
+        if keys
+    ]
+    if missing or shapes:
+        raise ValueError(f"{path}: weights do not match the architecture: {', '.join(found)}")
+    if unexpected:
+        warnings.warn(f"{path}: weights that the architecture does not use: {found[0]}", stacklevel=3)
+
+
+def pick_device(device: str) -> torch.device:
+    """auto: CUDA when there is one, the CPU otherwise."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """An error's text as one line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silences transformers' progress bars and loading report, which `check_keys` replaces."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,347 @@
+"""Any image-text-to-text model of transformers as a judge, all questions about a picture in one pass.
+
+The part of the prompt that holds the picture does not depend on the question, so it runs once; the questions
+follow, packed, over its key/value cache (`packing`). That is exact for decoders with full attention and the
+picture before the question. The first answer is compared with a plain forward pass of the whole prompt, and
+other architectures are refused.
+
+A clip is shown as its frames, one picture after the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate.utils import find_executable_batch_size
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
+
+from rewards.judges.base import Answers, Failure
+from rewards.judges.loading import load_weights, one_line, quiet
+from rewards.judges.packing import Packed, pack, rewind, split_packs
+from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
+from rewards.media import PER_SECOND, Media, uniform_count
+
+_PROBES = ("A", "7", "?")  # stand-ins for questions: where prompts with these part, the question begins
+_EXACT = {
+    torch.float32: 1e-3,
+    torch.bfloat16: 0.3,
+    torch.float16: 0.05,
+}  # log-probability, one pass against plain
+
+
+@dataclass
+class _Item:
+    """One medium, ready for the model: the inputs of its prefix (batch of 1) and its questions' token ids."""
+
+    row: int
+    prefix: dict[str, Tensor]
+    questions: list[list[int]]
+
+    @property
+    def key(self) -> tuple:
+        """Items with equal keys can share a batch."""
+        shapes = tuple((name, tuple(value.shape[1:])) for name, value in self.prefix.items())
+        return (tuple(self.prefix["input_ids"][0].tolist()), shapes, len(self.questions))
+
+
+class TransformersJudge:
+    """Yes/no answers of an `AutoModelForImageTextToText`.
+
+    template: prompt with `{question}` and, before it, the model's image placeholder or `{image}`; None: the
+    chat template of the model. frames: which frames of a clip to take, as `load_media` has it. batch_size:
+    media in one pass at most; halved for good when memory does not suffice.
+    """
+
+    modality = "any"
+
+    def __init__(
+        self,
+        model,
+        processor,
+        name: str,
+        template: str | None = None,
+        frames: str = PER_SECOND,
+        batch_size: int = 16,
+    ):
+        uniform_count(frames)
+        if template is not None and "{question}" not in template:
+            raise ValueError(f"{name}: template {template!r} has no {{question}}")
+        if template is None and not processor.chat_template:
+            raise ValueError(
+                f"{name}: no chat template; give a prompt template with {{image}} and {{question}}"
+            )
+        _check_architecture(model.config, name)
+        self.model = model
+        self.processor = processor
+        self.name = name
+        self.template = template
+        self.frames = frames
+        self.batch_size = batch_size
+        self.words = spellings(processor.tokenizer, name)
+        self.checked = False
+        image_processor = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
+        parts = (weights_digest(model), self.prompt("{question}", 1), image_processor)
+        self.fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        template: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        batch_size: int = 16,
+        frames: str = PER_SECOND,
+    ) -> TransformersJudge:
+        """The judge in a folder or on the hub; ValueError with one line when it cannot be loaded."""
+        model = load_weights(AutoModelForImageTextToText, path, dtype, device)
+        processor = load_processor(path, model.config)
+        return cls(model, processor, str(path), template, frames, batch_size)
+
+    def prompt(self, question: str, pictures: int) -> str:
+        """The text that the model sees, with a placeholder for each picture."""
+        if self.template is not None:
+            image = getattr(self.processor, "boi_token", None) or getattr(
+                self.processor, "image_token", "<image>"
+            )
+            return self.template.replace("{image}", image * pictures).replace("{question}", question)
+        content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+        messages = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    @torch.inference_mode()
+    def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
+        """Per item its answers, or why it has none."""
+        results: list[Answers | Failure | None] = [None] * len(media)
+        groups: dict[tuple, list[_Item]] = {}
+        for row, (item, asked) in enumerate(zip(media, questions, strict=True)):
+            try:
+                prepared = self._prepare(row, item, asked)
+            except _Unreadable as error:
+                results[row] = Failure(f"{item.source}: {self.name} cannot take it: {error}")
+                continue
+            groups.setdefault(prepared.key, []).append(prepared)
+        for items in groups.values():
+            for item, answers in zip(items, self._answer_group(items), strict=True):
+                results[item.row] = answers
+        if not self.checked:
+            self._check_exact(media, questions, results)
+        return results
+
+    @torch.inference_mode()
+    def answer_plainly(self, media: Media, question: str) -> Answers:
+        """One question asked by itself, the whole prompt in one forward pass: what `answer` must equal."""
+        inputs = self._inputs(media, self.prompt(question, len(media.pictures())))
+        logits = self.model(**inputs, use_cache=False, logits_to_keep=1).logits
+        return to_answers(*read_yes_no(logits[0], self.words))
+
+    def _inputs(self, media: Media, text: str) -> dict[str, Tensor]:
+        """Model inputs (batch of 1) of a prompt about a medium, on the model's device and in its type."""
+        try:
+            inputs = self.processor(
+                text=[text],
+                images=media.pictures(),
+                add_special_tokens=self._adds_special_tokens(text),
+                return_tensors="pt",
+            )
+        except (ValueError, TypeError) as error:
+            raise _Unreadable(one_line(error)) from None
+        return {
+            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+    def _adds_special_tokens(self, text: str) -> bool:
+        """False where the template already wrote the first token."""
+        first = self.processor.tokenizer.bos_token
+        return not (first and text.startswith(first))
+
+    def _tokens(self, text: str) -> list[int]:
+        return self.processor.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
+
+    def _prepare(self, row: int, media: Media, asked: Sequence[str]) -> _Item:
+        """Splits the prompts about a medium into the part they share and what follows.
+
+        The processor writes many tokens for each picture; what comes after the last picture it leaves alone,
+        so the shared part is found among the unexpanded prompts and measured from the end.
+        """
+        pictures = len(media.pictures())
+        texts = [self.prompt(question, pictures) for question in asked]
+        tokens = [self._tokens(text) for text in texts]
+        probes = [self._tokens(self.prompt(probe, pictures)) for probe in _PROBES]
+        shared = min(_common_prefix([*tokens, *probes]), min(map(len, tokens)) - 1)
+        inputs = self._inputs(media, texts[0])
+        ids = inputs["input_ids"][0].tolist()
+        first = tokens[0][shared:]
+        placeholder = getattr(self.processor, "image_token", None)
+        if ids[-len(first) :] != first or self._id(placeholder) in first:
+            raise ValueError(
+                f"{self.name}: its template puts the question first, so questions cannot share the picture; "
+                "give a template with {image} before {question}"
+            )
+        length = len(ids) - len(first)
+        shape = inputs["input_ids"].shape
+        prefix = {
+            name: value[:, :length] if value.shape == shape else value for name, value in inputs.items()
+        }
+        return _Item(row, prefix, [ids[shared:] for ids in tokens])
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self.processor.tokenizer.convert_tokens_to_ids(token)
+
+    def _answer_group(self, items: list[_Item]) -> list[Answers]:
+        """Answers of items that can share a batch, as many at once as memory holds."""
+
+        @find_executable_batch_size(starting_batch_size=self.batch_size)
+        def run(batch_size: int) -> list[Answers]:
+            self.batch_size = batch_size
+            batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+            return [answers for batch in batches for answers in self._answer_batch(batch)]
+
+        try:
+            return run()
+        except RuntimeError as error:
+            if "No executable batch size" in str(error):
+                raise ValueError(f"{self.name}: not enough memory for a single picture") from None
+            raise
+
+    def _answer_batch(self, items: list[_Item]) -> list[Answers]:
+        """Prefix once, then packed questions over its cache."""
+        prefix = {name: torch.cat([item.prefix[name] for item in items]) for name in items[0].prefix}
+        length = prefix["input_ids"].shape[1]
+        widths = [max(len(item.questions[q]) for item in items) for q in range(len(items[0].questions))]
+        _check_window(self.model.config, self.name, length + max(widths))
+        cache = DynamicCache()
+        self.model(**prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        start = self._next_position(length, len(items))
+        yes, no = [], []
+        for part in split_packs(widths, length):
+            packed = pack([item.questions[part] for item in items], self.model.device)
+            rewind(cache, length)
+            logits = self._packed_logits(packed, cache, length, start)
+            part_yes, part_no = read_yes_no(logits, self.words)
+            yes.append(part_yes)
+            no.append(part_no)
+        pairs = zip(torch.cat(yes, dim=1), torch.cat(no, dim=1), strict=True)
+        return [to_answers(*pair) for pair in pairs]
+
+    def _packed_logits(self, packed: Packed, cache: DynamicCache, length: int, start: Tensor) -> Tensor:
+        """Next-token logits [B, Q, V] after each question."""
+        ends, column = packed.ends.unique(return_inverse=True)
+        mask = packed.mask(length, self.model.dtype).expand(len(packed.input_ids), -1, -1, -1)
+        logits = self.model(
+            input_ids=packed.input_ids,
+            attention_mask=mask,
+            position_ids=start + packed.offsets,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=ends,
+        ).logits
+        return logits.gather(1, column[..., None].expand(-1, -1, logits.shape[-1]))
+
+    def _next_position(self, length: int, rows: int) -> Tensor:
+        """Position [B, 1] of the first token after the prefix.
+
+        Multimodal rotary positions (Qwen-VL) count a picture by its longer side: the model keeps how far
+        positions lag behind tokens.
+        """
+        start = torch.full((rows, 1), length, device=self.model.device)
+        lag = getattr(self.model.base_model, "rope_deltas", None)
+        return start if lag is None else start + lag.to(start)
+
+    def _check_exact(self, media, questions, results) -> None:
+        """Once a judge: the last question of the first answered item, packed against plain."""
+        for item, asked, result in zip(media, questions, results, strict=True):
+            if isinstance(result, Answers):
+                plain = self.answer_plainly(item, asked[-1])
+                gap = max(
+                    (plain.yes_logit[-1] - result.yes_logit[-1]).abs().item(),
+                    (plain.no_logit[-1] - result.no_logit[-1]).abs().item(),
+                )
+                if not gap <= _EXACT[self.model.dtype]:
+                    raise ValueError(
+                        f"{self.name}: {type(self.model).__name__} answers differently with a shared picture "
+                        f"(log-probabilities differ by {gap:.2g}), so it cannot be used as a judge"
+                    )
+                self.checked = True
+                return
+
+
+class _Unreadable(ValueError):
+    """A medium that the model's processor refuses."""
+
+
+def load_processor(path: str | Path, config):
+    """The model's processor with its tokenizer and its image processor, without the video processor.
+
+    Images go through PIL: the same pixels whether torchvision is there or not.
+    """
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"{path}: transformers has no processor for {type(config).__name__}")
+    full = PROCESSOR_MAPPING[type(config)]
+
+    class Processor(full):
+        @classmethod
+        def get_attributes(cls):
+            return [name for name in full.get_attributes() if "video" not in name]
+
+    Processor.__name__ = full.__name__
+    try:
+        with quiet():
+            parts = {
+                "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil"),
+                "tokenizer": AutoTokenizer.from_pretrained(path),
+            }
+            settings, _ = Processor.get_processor_dict(path)
+            settings |= {name: None for name in full.get_attributes() if "video" in name}
+            processor = Processor.from_args_and_dict(
+                [parts[name] for name in Processor.get_attributes()], settings
+            )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(f"{path}: its processor cannot be loaded: {one_line(error)}") from None
+    processor.chat_template = processor.chat_template or parts["tokenizer"].chat_template
+    return processor
+
+
+def _check_architecture(config, name: str) -> None:
+    """ValueError for architectures whose prefix cannot serve several questions."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if config.is_encoder_decoder or getattr(text, "cross_attention_layers", None):
+        reason = "it looks at the picture through cross-attention"
+    elif unshared := kinds - {"full_attention", "sliding_attention"}:
+        reason = f"it has {', '.join(sorted(unshared))} layers, whose state cannot be shared"
+    elif text.model_type in ("paligemma", "gemma") and config.model_type == "paligemma":
+        reason = "its picture attends to the question"
+    else:
+        return
+    raise ValueError(f"{name}: {config.model_type} cannot answer questions over a shared picture: {reason}")
+
+
+def _check_window(config, name: str, length: int) -> None:
+    """ValueError when a prompt is longer than the window of sliding attention, which the packed mask does
+    not have.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
+    if window is not None and slides and length > window:
+        raise ValueError(
+            f"{name}: a prompt of {length} tokens is longer than its attention window of {window}; "
+            "smaller or fewer pictures are needed"
+        )
+
+
+def _common_prefix(rows: Sequence[Sequence[int]]) -> int:
+    """Length of the longest common beginning."""
+    length = min(map(len, rows))
+    return next((place for place in range(length) if len({row[place] for row in rows}) > 1), length)
