@@ -134,24 +134,22 @@ class CogVLM2ForCausalLM(CogVLM2PreTrainedModel, GenerationMixin):
         """The model in a folder or hub repository, with the keywords of transformers (dtype, device_map,
         quantization_config and so on).
 
-        ValueError names the first tensors that are missing, unknown or of another shape.
+        ValueError names the first weights that are missing, unexpected or of another shape.
         """
         config = config or read_config(path, **kwargs)
         model_class = CogVLMForCausalLM if config.vision_experts else CogVLMVideoForCausalLM
-        model, loading = super(CogVLM2ForCausalLM, model_class).from_pretrained(
-            path, *args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
-        faults = [
-            f"{fault} {sorted(keys, key=str)[0]} ({len(keys)} in all)"
-            for fault, keys in (
-                ("missing", loading["missing_keys"]),
-                ("unexpected", loading["unexpected_keys"]),
-                ("of another shape", loading["mismatched_keys"]),
-            )
-            if keys
-        ]
+        kwargs |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        load = super(CogVLM2ForCausalLM, model_class).from_pretrained
+        model, loading = load(path, *args, config=config, **kwargs)
+        shapes = {key for key, *_ in loading["mismatched_keys"]}
+        found = {
+            "missing": set(loading["missing_keys"]) - shapes,
+            "unexpected": set(loading["unexpected_keys"]),
+            "of another shape": shapes,
+        }
+        faults = [f"{len(keys)} {what}, first {min(keys)}" for what, keys in found.items() if keys]
         if faults:
-            raise ValueError(f"{path}: not the weights of {model_class.__name__}: {'; '.join(faults)}")
+            raise ValueError(f"not the weights of {model_class.__name__}: {'; '.join(faults)}")
         return (model, loading) if output_loading_info else model
 
     def forward(

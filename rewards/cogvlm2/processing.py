@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 from rewards.cogvlm2.configuration import CogVLM2Config
 from rewards.cogvlm2.tokens import CUES, Prefix, prompt
@@ -94,7 +94,7 @@ class CogVLM2Processor:
 
     def __call__(
         self, query: str, media: Media | None = None, history: Sequence[tuple[str, str]] = ()
-    ) -> dict[str, Tensor]:
+    ) -> BatchFeature:
         """One conversation as `forward` and `generate` take it: ids, types, positions, mask [1, L], pixels.
 
         Without media the conversation is about nothing but its text.
@@ -109,4 +109,6 @@ class CogVLM2Processor:
             "position_ids": torch.cat([prefix.position_ids, place])[None],
         }
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        return inputs if pixels is None else {**inputs, "pixel_values": pixels}
+        if pixels is not None:
+            inputs["pixel_values"] = pixels
+        return BatchFeature(inputs)

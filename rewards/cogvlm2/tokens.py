@@ -1,4 +1,4 @@
-"""What the decoder is given: token types, positions, prompts, and questions packed behind a shared prefix.
+"""What the decoder is given: token types, positions, prompts, and the prefix that questions share.
 
 A sequence is bos, pictures (token type 1: a begin, patches, an end) and text (type 0). Shapes: B batch, L
 tokens.
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 CUES = {"base": None, "vqa": "Short answer:", "chat": "Answer:"}  # template -> what asks for an answer
 
@@ -51,7 +50,7 @@ def prompt(query: str, template: str, history: Sequence[tuple[str, str]] = ()) -
 
 @dataclass(frozen=True)
 class Prefix:
-    """What comes before the text, alike for all questions about one picture or clip. Each tensor is [L]."""
+    """What comes before the text, alike for all questions about one picture or clip. Each [L]."""
 
     input_ids: Tensor
     token_type_ids: Tensor
@@ -73,33 +72,3 @@ class Prefix:
     @property
     def next_position(self) -> int:
         return int(self.position_ids[-1]) + 1
-
-
-@dataclass(frozen=True)
-class Packed:
-    """For each of B cached prefixes several texts in one row, none of which sees another.
-
-    `input_ids`, `position_ids` [B, L]: every text continues the positions of the prefix. `attention_mask`
-    [B, 1, L, prefix + L]: true where a token may look. `last`: per row where each of its texts ends.
-    """
-
-    input_ids: Tensor
-    position_ids: Tensor
-    attention_mask: Tensor
-    last: list[Tensor]
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[Sequence[int]]], prefix: Prefix, device: torch.device) -> Packed:
-        """`rows[b][q]`: the ids of text q behind prefix b. Shorter rows are filled up at the end."""
-        start = prefix.next_position
-        ids = [[token for text in row for token in text] for row in rows]
-        place = [[start + step for text in row for step in range(len(text))] for row in rows]
-        owner = [[number for number, text in enumerate(row) for _ in text] for row in rows]
-        input_ids, position_ids, owner = (
-            pad_sequence([torch.tensor(row, dtype=torch.long) for row in column], True, fill).to(device)
-            for column, fill in ((ids, 0), (place, 0), (owner, -1))
-        )
-        own = (owner.unsqueeze(2) == owner.unsqueeze(1)).tril()
-        mask = torch.cat([own.new_ones(*own.shape[:2], len(prefix)), own], dim=2)
-        last = [torch.tensor([len(text) for text in row], dtype=torch.long).cumsum(0) - 1 for row in rows]
-        return cls(input_ids, position_ids, mask.unsqueeze(1), last)

@@ -1,37 +1,35 @@
-"""CogVLM2 as a judge: all questions about a picture or clip in one pass behind its cached prefix.
+"""CogVLM2 as a judge: all questions about a picture or clip in one pass over its cached prefix.
 
 VisionReward (arXiv 2412.21059) asks one question after another and names the reuse of the visual prefix as
-future work. Shapes: B media, Q questions, L tokens, V vocabulary.
+future work. Shapes: B media, Q questions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import groupby
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 from transformers import DynamicCache
 
 from rewards.cogvlm2.modeling import CogVLM2ForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor
-from rewards.cogvlm2.tokens import Packed
 from rewards.judges.base import Answers, Failure
+from rewards.judges.loading import load_weights
+from rewards.judges.packing import pack, rewind, split_packs
 from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
 from rewards.media import PER_SECOND, Media
-
-PACKED_TOKENS = 1024  # of questions in one pass: the mask grows with its square
 
 
 class CogVLM2Judge:
     """Answers yes/no questions with CogVLM2 (images) or CogVLM2-Video.
 
-    batch_size: media encoded at once, at most; halved for good whenever memory does not suffice.
-    frames: which frames of a clip the media were loaded with, see `rewards.media.load_media`.
+    batch_size: media in one pass at most; halved for good when memory does not suffice. frames: which frames
+    of a clip to take, as `load_media` has it.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class CogVLM2Judge:
         batch_size: int = 16,
         frames: str = PER_SECOND,
     ):
-        self.model = model.eval()
+        self.model = model
         self.processor = processor
         self.name = name
         self.batch_size = batch_size
@@ -59,105 +57,89 @@ class CogVLM2Judge:
         device: str = "auto",
         batch_size: int = 16,
         frames: str = PER_SECOND,
-        **model_options,
+        **options,
     ) -> CogVLM2Judge:
-        """The judge in a folder or hub repository; `auto` spreads it over the GPUs there are.
+        """The judge in a folder or on the hub; ValueError with one line when it cannot be loaded.
 
-        model_options: further keywords of `from_pretrained`, such as `quantization_config`.
+        template: base | vqa | chat; None: the release's, vqa for images and chat for clips. options: further
+        keywords of `from_pretrained`, such as `device_map` and `quantization_config`.
         """
-        auto = "auto" if torch.cuda.is_available() else "cpu"
-        model = CogVLM2ForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=auto if device == "auto" else device, **model_options
-        )
+        model = load_weights(CogVLM2ForCausalLM, path, dtype, device, **options)
         processor = CogVLM2Processor.from_pretrained(path, model.config, template)
         return cls(model, processor, str(path), batch_size, frames)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the weights, the template and the tokenizer."""
-        parts = ("cogvlm2", self.processor.template, sorted(self.processor.tokenizer.get_vocab().items()))
-        return hashlib.sha256(f"{weights_digest(self.model)} {parts}".encode()).hexdigest()
+        """Hash of the weights, the template and the vocabulary."""
+        vocabulary = sorted(self.processor.tokenizer.get_vocab().items())
+        parts = (weights_digest(self.model), self.processor.template, vocabulary)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
         """Per item its answers, or why it has none."""
-        unasked = Answers(torch.empty(0), torch.empty(0))
-        refused = f"given, {self.name} judges {self.modality}s"
-        results: list[Answers | Failure] = [
-            unasked if item.kind == self.modality else Failure(f"{item.source}: {item.kind} {refused}")
-            for item in media
-        ]
-        for row, logits in self.logits(media, questions):
-            results[row] = to_answers(*read_yes_no(logits, self.words))
+        results: list[Answers | Failure | None] = [None] * len(media)
+        groups: dict[
+            tuple[int, int], list[int]
+        ] = {}  # rows whose prefixes and numbers of questions are alike
+        for row, (item, asked) in enumerate(zip(media, questions, strict=True)):
+            if item.kind == self.modality:
+                groups.setdefault((len(item.pictures()), len(asked)), []).append(row)
+            else:
+                results[row] = Failure(
+                    f"{item.source}: {item.kind} given, {self.name} judges {self.modality}s"
+                )
+        for rows in groups.values():
+            logits = self.logits([media[row] for row in rows], [questions[row] for row in rows])
+            for row, pair in zip(rows, zip(*read_yes_no(logits, self.words), strict=True), strict=True):
+                results[row] = to_answers(*pair)
         return results
 
-    def logits(
-        self, media: Sequence[Media], questions: Sequence[Sequence[str]]
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Index and first-token logits [Q, V] of every item of the judge's modality.
-
-        Media that make prefixes of one length go through together.
-        """
-        fit = [row for row, item in enumerate(media) if item.kind == self.modality and questions[row]]
-        fit.sort(key=lambda row: _pictures(media[row]))
-        for _, group in groupby(fit, key=lambda row: _pictures(media[row])):
-            rows = list(group)
-            while rows:
-                batch = rows[: self.batch_size]
-                try:
-                    found = self._logits([media[row] for row in batch], [questions[row] for row in batch])
-                except RuntimeError as error:
-                    if self.batch_size == 1 or not should_reduce_batch_size(error):
-                        raise
-                    self.batch_size = max(1, len(batch) // 2)
-                    found = None
-                if found is None:  # outside the handler, which holds on to the failed batch's tensors
-                    clear_device_cache(garbage_collection=True)
-                    continue
-                yield from zip(batch, found, strict=True)
-                rows = rows[len(batch) :]
+    def answer_plainly(self, media: Media, question: str) -> Answers:
+        """One question asked by itself, the whole prompt in one forward pass: what `answer` must equal."""
+        return to_answers(*read_yes_no(self.logits_plainly(media, question)[None], self.words))
 
     @torch.inference_mode()
-    def _logits(self, media: list[Media], questions: list[Sequence[str]]) -> list[Tensor]:
-        """First-token logits [Q, V] of each item of a batch whose prefixes are alike."""
+    def logits_plainly(self, media: Media, question: str) -> Tensor:
+        """First-token logits [V] of one question, pixels, prefix and all computed for it alone."""
+        inputs = self.processor(question, media).to(self.model.device)
+        return self.model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
+
+    @torch.inference_mode()
+    def logits(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
+        """First-token logits [B, Q, V] of media with equally many pictures and questions."""
+
+        @find_executable_batch_size(starting_batch_size=self.batch_size)
+        def run(batch_size: int) -> Tensor:
+            self.batch_size = batch_size
+            batches = (slice(start, start + batch_size) for start in range(0, len(media), batch_size))
+            return torch.cat([self._batch(media[batch], questions[batch]) for batch in batches])
+
+        try:
+            return run()
+        except RuntimeError as error:
+            if "No executable batch size" in str(error):
+                raise ValueError(f"{self.name}: not enough memory for a single {self.modality}") from None
+            raise
+
+    def _batch(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
+        """Prefix once, then packed questions over its cache."""
         decoder, device = self.model.model, self.model.device
         pixels = torch.cat([self.processor.pixels(item, device) for item in media])
         prefix = self.processor.prefix(len(pixels) // len(media))
         cache = DynamicCache(config=self.model.config)
-        decoder(
-            input_ids=prefix.input_ids.to(device).expand(len(media), -1),
-            token_type_ids=prefix.token_type_ids.to(device).expand(len(media), -1),
-            position_ids=prefix.position_ids.to(device).expand(len(media), -1),
-            pixel_values=pixels,
-            past_key_values=cache,
-        )
+        rows = {name: value.to(device).expand(len(media), -1) for name, value in vars(prefix).items()}
+        decoder(**rows, pixel_values=pixels, past_key_values=cache)
         texts = [[self.processor.text(question) for question in asked] for asked in questions]
-        found: list[list[Tensor]] = [[] for _ in media]
-        for part in _parts(texts):
-            packed = Packed.of([row[part] for row in texts], prefix, device)
+        logits = []
+        for part in split_packs([max(map(len, column)) for column in zip(*texts, strict=True)], len(prefix)):
+            packed = pack([row[part] for row in texts], device)
+            rewind(cache, len(prefix))
             hidden = decoder(
                 input_ids=packed.input_ids,
-                position_ids=packed.position_ids,
-                attention_mask=packed.attention_mask,
+                position_ids=(packed.offsets + prefix.next_position).expand(len(media), -1),
+                attention_mask=packed.mask(len(prefix), self.model.dtype).expand(len(media), -1, -1, -1),
                 past_key_values=cache,
             ).last_hidden_state
-            cache.crop(-hidden.shape[1])
-            for row, last in enumerate(packed.last):
-                found[row].append(self.model.lm_head(hidden[row, last]).float())
-        return [torch.cat(rows) for rows in found]
-
-
-def _pictures(media: Media) -> int:
-    return 1 if media.frames is None else len(media.frames)
-
-
-def _parts(texts: list[list[list[int]]]) -> Iterator[slice]:
-    """Slices of the questions such that no row has many more than `PACKED_TOKENS` in one."""
-    start, filled = 0, [0] * len(texts)
-    count = max(len(row) for row in texts)
-    for column in range(count):
-        sizes = [len(row[column]) if column < len(row) else 0 for row in texts]
-        if column > start and max(a + b for a, b in zip(filled, sizes, strict=True)) > PACKED_TOKENS:
-            yield slice(start, column)
-            start, filled = column, [0] * len(texts)
-        filled = [a + b for a, b in zip(filled, sizes, strict=True)]
-    yield slice(start, count)
+            ends = packed.ends.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
+            logits.append(self.model.lm_head(hidden.gather(1, ends)).float())
+        return torch.cat(logits, dim=1)
