@@ -6,18 +6,20 @@ is there already, and runs that agree up to some stage share everything up to it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import quickstart
-from mpo.config import RunConfig
+from mpo.config import RunConfig, to_yaml
 from mpo.prompts import prompt_sets
-from mpo.store import Artifact, Identities, digest
+from mpo.store import Artifact, Identities, digest, write_bytes, writing
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
-VERSIONS = {"generate": 1, "score": 1, "pair": 1, "train": 1, "evaluate": 1}
+VERSIONS = {"generate": 1, "score": 1, "pair": 1, "train": 1, "evaluate": 1, "report": 1}
+CONFIG = "config.yaml"
 
 # Settings of training that change neither the adapter nor what it is called.
 _UNSEEN = ("save_steps", "logging_steps", "report_to")
@@ -38,6 +40,7 @@ class Artifacts:
     tuned_scores: Artifact
     tuned_facts: Artifact | None
     evaluation: Artifact
+    report: Artifact
 
     def items(self) -> list[tuple[str, Artifact]]:
         """(name, artifact) in order, without those that this run does not make."""
@@ -58,6 +61,21 @@ class Run:
     def folder(self) -> Path:
         return Path(self.config.run_dir)
 
+    def publish(self) -> None:
+        """Lay out the run's folder: its config, links to what is complete, the evaluation and the report."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.folder / CONFIG, to_yaml(self.config).encode())
+        made = self.artifacts
+        for name, artifact in made.items():
+            _link(self.folder / "artifacts" / name, artifact.folder, artifact.done)
+        for name in ("adapter", "pipeline"):
+            _link(self.folder / name, made.training.folder / name, made.training.done)
+        for name, artifact in (("evaluation.json", made.evaluation), ("report.html", made.report)):
+            if artifact.done:
+                write_bytes(self.folder / name, (artifact.folder / name).read_bytes())
+            else:
+                (self.folder / name).unlink(missing_ok=True)
+
 
 def resolve(config: RunConfig, now: bool = True) -> Run:
     """The run that `config` describes.
@@ -73,8 +91,10 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
         try:
             return identities.of(path, now)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"{setting} = {path!r}: {error}") from error
+            raise FileNotFoundError(f"{setting} = {error}") from error
 
+    _check_model("generator.path", config.generator.path, "model_index.json")
+    _check_model("reward.judge", config.reward.judge, "config.json")
     generator = _settings(config.generator, "device") | {
         "path": identity("generator.path", config.generator.path)
     }
@@ -88,6 +108,17 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
             "code": [identities.of(str(source)) for source in sources],
         }
     return Run(config, train, heldout, _name(config, train, heldout, generator, reward, oracle))
+
+
+def _check_model(setting: str, path: str, index: str) -> None:
+    """Refuse a local folder that holds no model, before anything is made with it."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return  # a hub id, which is looked up
+    if not (folder / index).is_file():
+        raise FileNotFoundError(f"{setting} = {path!r}: has no {index}, so it is no model folder")
+    if not any(folder.rglob("*.safetensors")):
+        raise FileNotFoundError(f"{setting} = {path!r}: has no weights (*.safetensors)")
 
 
 def _name(
@@ -137,10 +168,23 @@ def _name(
         bootstrap=config.evaluate.bootstrap,
         seed=config.seed,
     )
+    report = made("report", name=config.name, training=training.name, evaluation=evaluation.name)
     return Artifacts(
         candidates, scored, pairs, training,
-        base, base_scores, base_facts, tuned, tuned_scores, tuned_facts, evaluation,
+        base, base_scores, base_facts, tuned, tuned_scores, tuned_facts, evaluation, report,
     )  # fmt: skip
+
+
+def _link(path: Path, target: Path, there: bool) -> None:
+    """Let `path` lead to `target` if that is `there`, and to nothing otherwise."""
+    if not (there and target.exists()):
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path) as temporary:
+        temporary.symlink_to(
+            os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=True
+        )
 
 
 def _settings(section: Any, *without: str) -> dict[str, Any]:

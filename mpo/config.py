@@ -75,12 +75,21 @@ class RewardConfig:
     """VisionReward = judge + checklist."""
 
     judge: str = "???"  # folder or hub id
-    kind: str = one_of("transformers", "transformers", "cogvlm2")
+    kind: str | None = one_of(
+        None, None, "transformers", "cogvlm2"
+    )  # None: told from the judge's config.json
     checklist: str = "???"  # YAML file, or a folder of the release's files
     template: str | None = None  # prompt template with {question}; None: the judge's own chat template
     dtype: str = one_of("float32", *DTYPES)
     device: str = one_of("auto", *DEVICES)
     batch_size: int = number(16, least=1)  # media encoded at once
+    frames: str = "per_second"  # frames of a clip: per_second (the release's rule) | uniform:n
+    policy: str = one_of("release", "release", "strict")  # how a folder of the release's files is read
+    questions: str = one_of("select", "select", "full")  # which of its question lists
+    features: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # checklist feature -> {kind: vqascore | judge}
+    min_mass: float = number(0.5, least=0)  # least probability of yes and no together
     cache: str | None = None  # score cache; None: <store>/score-cache
 
 

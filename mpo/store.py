@@ -38,7 +38,7 @@ def stable_seed(*parts: Any) -> int:
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well and removed when it fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -178,7 +178,8 @@ class Identities:
             )
             parts = {str(file.relative_to(local)): self._file(file, now) for file in files}
             return None if None in parts.values() else digest(parts)
-        return _hub_commit(path, online=now)
+        snapshot = hub_snapshot(path, online=now)
+        return snapshot and f"{path}@{snapshot.name}"
 
     def _file(self, path: Path, now: bool) -> str | None:
         status = path.stat()
@@ -193,25 +194,24 @@ class Identities:
         return self._known.get(key)
 
 
-def _hub_commit(path: str, online: bool) -> str | None:
-    """`id@commit` of a hub model, by the hub's word or, failing that, the local cache's."""
+def hub_snapshot(path: str, online: bool) -> Path | None:
+    """The local copy of a hub model; when `online`, its newest commit, with at least its JSON files fetched.
+
+    None where there is no copy and `online` is False. FileNotFoundError for what is no model of the hub.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        snapshot = snapshot_download(path, allow_patterns="*.json", local_files_only=not online)
+        return Path(snapshot_download(path, allow_patterns="*.json", local_files_only=not online))
     except HFValidationError:
         raise FileNotFoundError(f"{path}: no such file or folder") from None
     except LocalEntryNotFoundError as error:
         if not online:
             return None
-        nowhere = (
-            f"{path}: neither a folder here nor in the hub's cache {HF_HUB_CACHE}, and the hub did not answer"
-        )
-        raise FileNotFoundError(nowhere) from error
+        where = f"neither a folder here nor in the hub's cache {HF_HUB_CACHE}, and the hub did not answer"
+        raise FileNotFoundError(f"{path}: {where}") from error
     except OSError as error:
-        raise FileNotFoundError(
-            f"{path}: no folder here, and the hub says: {str(error).splitlines()[0]}"
-        ) from error
-    return f"{path}@{Path(snapshot).name}"
+        reason = str(error).splitlines()[0]
+        raise FileNotFoundError(f"{path}: no folder here, and the hub says: {reason}") from error

@@ -1,0 +1,150 @@
+"""The commands. Everything heavy is imported where it is used, so that help and refusals answer at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpo.config import STAGES, ConfigError, RunConfig, load
+from mpo.store import locked
+
+FELL = 3  # exit code when evaluate.fail_on_regression is set and a dimension fell
+
+app = typer.Typer(
+    help="Multi-objective preference optimisation of image and video generators.\n\n"
+    "A run samples candidates, scores every dimension with VisionReward, keeps the pairs in which one "
+    "candidate dominates another, trains with Diffusion-DPO, and evaluates on held-out prompts:\n\n"
+    "    mpo plan configs/quickstart.yaml\n\n"
+    "    mpo run configs/quickstart.yaml train.beta=500\n\n"
+    "    mpo show runs/quickstart",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+quickstart = typer.Typer(help="The bundled world that configs/quickstart.yaml runs on.", no_args_is_help=True)
+app.add_typer(quickstart, name="quickstart")
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the run, such as configs/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's.")
+]
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    until: Annotated[
+        str, typer.Option(metavar="STAGE", help=f"Stop after it: {', '.join(STAGES)}.")
+    ] = "report",
+) -> None:
+    """Run the stages of CONFIG; start it again and it goes on where it was.
+
+    \b
+    mpo run configs/quickstart.yaml
+    mpo run configs/quickstart.yaml --until pair          samples, scores, and shows what pairs there are
+    mpo run configs/quickstart.yaml name=beta500 train.beta=500
+    mpo run configs/quickstart.yaml objectives.dims.quality.role=hold evaluate.fail_on_regression=true
+
+    Runs that agree up to some stage share everything up to it: after a change of pairing or training nothing
+    is sampled or scored again. MPO_PROCESSES=2 ./launch.sh run CONFIG shares the work.
+    """
+    if until not in STAGES:
+        raise ConfigError(f"--until {until}: must be one of {', '.join(STAGES)}")
+    from mpo.artifacts import resolve
+    from mpo.show import evaluation_table, yield_table
+
+    settings = load(config, overrides or ())
+    found = resolve(settings)
+    with _only_start(settings):
+        from mpo.pipeline import run_stages
+
+        run_stages(found, until)
+    if not _is_main():
+        return
+    yield_table(found)
+    evaluation_table(found)
+    if settings.evaluate.fail_on_regression and STAGES.index(until) >= STAGES.index("evaluate"):
+        fallen = found.artifacts.evaluation.facts()["regressions"]
+        if fallen:
+            print(f"mpo: fell significantly: {', '.join(fallen)}", file=sys.stderr)
+            raise typer.Exit(FELL)
+
+
+@app.command()
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """What CONFIG would run: counts, what is there already, disk, memory and model calls. Loads no model.
+
+    \b
+    mpo plan configs/quickstart.yaml
+    mpo plan configs/quickstart.yaml generate.candidates=16
+    """
+    from mpo.artifacts import resolve
+    from mpo.plan import plan_table
+
+    plan_table(resolve(load(config, overrides or ()), now=False))
+
+
+@app.command()
+def show(run: Annotated[Path, typer.Argument(help="A run's folder, or its name under runs/.")]) -> None:
+    """The table of a finished or half-finished run.
+
+    \b
+    mpo show runs/quickstart
+    mpo show quickstart
+    """
+    from mpo.artifacts import CONFIG, resolve
+    from mpo.show import evaluation_table, stage_table, yield_table
+
+    folder = run if run.is_dir() else Path("runs") / run
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(f"{run}: no run there (a folder with {CONFIG}), nor under runs/")
+    found = resolve(load(folder / CONFIG), now=False)
+    stage_table(found)
+    yield_table(found)
+    evaluation_table(found)
+
+
+@quickstart.command()
+def build() -> None:
+    """Train the bundled generator and judge again, from nothing; each recipe says how long it takes.
+
+    \b
+    mpo quickstart build
+    """
+    from quickstart import train_generator, train_judge
+
+    train_generator.main()
+    train_judge.main()
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(_fail(line))
+
+
+def _fail(line: str) -> int:
+    print(f"mpo: {line}", file=sys.stderr)
+    return 2
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _only_start(config: RunConfig):
+    """Refuse a second start of a run that is going on; the main process holds the run for all."""
+    if not _is_main():
+        return nullcontext()
+    busy = f"{config.run_dir}: this run is going on in another process; wait for it, or choose another name="
+    return locked(Path(config.run_dir) / ".lock", otherwise=busy)

@@ -1,0 +1,242 @@
+"""The stages in order. Each reads the artifacts of those before it and writes its own."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+
+from generators.adapters import FullTuning, LoraTuning
+from generators.build import build_generator
+from mpo.artifacts import Run
+from mpo.config import GRANULARITIES, STAGES, RunConfig
+from mpo.evaluate import evaluation
+from mpo.models import Models
+from mpo.objectives import Objectives, at_granularity, settings_by_name
+from mpo.pairs import choose_pairs, yield_report
+from mpo.processes import join, make, share
+from mpo.samples import preference_pairs, sample_shard
+from mpo.scores import paths, read_scores, write_names, write_scores
+from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
+from mpo.trainer import DiffusionDPOTrainer, last_checkpoint, training_arguments
+from rewards import load_checklist
+
+PAIRS = {"prompt_id": "int64", "winner": "int64", "loser": "int64", "gap": "double"}
+MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the yield report, times pairs.margin
+
+
+@dataclass(frozen=True)
+class Session:
+    """One process at work on a run."""
+
+    run: Run
+    process: PartialState
+    models: Models
+
+    def bar(self, total: int, what: str) -> tqdm:
+        """A progress bar over this process's share, shown by the main process."""
+        return tqdm(total=total, desc=what, disable=not self.process.is_main_process, dynamic_ncols=True)
+
+
+def run_stages(run: Run, until: str = "report") -> None:
+    """Run the stages up to `until`; what is complete is skipped, what was begun goes on."""
+    check(run)
+    session = Session(run, join(run.config.generator.device), Models(run.config))
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        match stage:
+            case "generate":
+                generate(session, run.artifacts.candidates, run.train_prompts)
+            case "score":
+                score(session, run.artifacts.scores, run.artifacts.candidates)
+            case "pair":
+                pair(session)
+            case "train":
+                train(session)
+            case "evaluate":
+                evaluate(session)
+            case "report":
+                report(session)
+        if session.process.is_main_process:
+            run.publish()
+
+
+def check(run: Run) -> None:
+    """Refuse what the checklist and the objectives cannot be, before anything is sampled."""
+    reward, objectives = run.config.reward, run.config.objectives
+    checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
+    names = paths(checklist)["dimension" if objectives.granularity == "total" else objectives.granularity]
+    settings_by_name(names, objectives.dims)
+
+
+def generate(
+    session: Session,
+    artifact: Artifact,
+    prompts: Sequence[str],
+    tuned: Artifact | None = None,
+    what: str = "generate",
+) -> None:
+    """Sample `artifact`: every prompt's candidates, their latents, and the prompts' conditioning."""
+    config, samples = session.run.config.generate, artifact.inputs["samples"]
+    size = config.shard_size
+
+    def work() -> Mapping[str, Any]:
+        mine = share(-(-len(prompts) // size), session.process)
+        with session.bar(sum(len(prompts[i * size : (i + 1) * size]) for i in mine) * samples, what) as bar:
+            for index in mine:
+                ids = range(index * size, min((index + 1) * size, len(prompts)))
+                if not artifact.shard("candidates", index).is_file():
+                    generator = session.models.generator(tuned and tuned.folder)
+                    sample_shard(artifact, index, {i: prompts[i] for i in ids}, generator, config.batch_size)
+                bar.update(len(ids) * samples)
+        return {"prompts": len(prompts), "samples": len(prompts) * samples}
+
+    make(artifact, session.process, work)
+
+
+def score(
+    session: Session, artifact: Artifact, samples: Artifact, oracle: str | None = None, what: str = "score"
+) -> None:
+    """Score every sample of `samples` by the run's reward, or by the oracle."""
+
+    def work() -> None:
+        tables = samples.shards("candidates")
+        todo = [i for i in share(len(tables), session.process) if not artifact.shard("scores", i).is_file()]
+        with session.bar(sum(len(read_table(tables[i])) for i in todo), what) as bar:
+            for index in todo:
+                reward = session.models.reward(oracle)
+                rows = read_table(tables[index])
+                media = [samples.folder / row["media"] for row in rows]
+                cards = []
+                for card in reward.stream(media, [row["prompt"] for row in rows]):
+                    cards.append(card)
+                    bar.update()
+                write_names(artifact, reward.checklist)
+                keys = [(row["prompt_id"], row["candidate"]) for row in rows]
+                write_scores(artifact, index, keys, cards, reward.checklist)
+
+    make(artifact, session.process, work)
+
+
+def pair(session: Session) -> None:
+    """Find the pairs in which one candidate dominates another, choose among them, and report the yield."""
+    config, artifacts = session.run.config, session.run.artifacts
+
+    def work() -> Mapping[str, Any] | None:
+        if not session.process.is_main_process:
+            return None
+        levels = read_scores(artifacts.scores).levels
+        by_granularity = _objectives(levels, config)
+        chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, config.seed)
+        margins = [factor * config.pairs.margin for factor in MARGINS]
+        write_json(artifacts.pairs.folder / "yield.json", yield_report(by_granularity, margins).to_dict())
+        columns = (chosen.prompt, chosen.winner, chosen.loser, chosen.gap)
+        rows = [
+            dict(zip(PAIRS, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)
+        ]
+        write_table(artifacts.pairs.folder / "pairs.parquet", rows, PAIRS)
+        return {"pairs": len(chosen), "prompts": len(chosen.prompt.unique())}
+
+    make(artifacts.pairs, session.process, work)
+
+
+def _objectives(
+    levels: Mapping[str, tuple[Sequence[str], Tensor]], config: RunConfig
+) -> dict[str, Objectives]:
+    """The objectives at the run's granularity, and at the others where `objectives.dims` has a meaning."""
+    found = {}
+    for granularity in GRANULARITIES:
+        try:
+            found[granularity] = at_granularity(
+                levels, granularity, config.objectives.dims, config.pairs.tolerance
+            )
+        except ValueError:
+            if granularity == config.objectives.granularity:
+                raise
+    return found
+
+
+def train(session: Session) -> None:
+    """Train on the pairs' stored latents and conditioning; goes on from the last whole checkpoint."""
+    config, made = session.run.config, session.run.artifacts
+
+    def work() -> Mapping[str, Any]:
+        session.models.release()
+        generator = build_generator(config.generator, denoiser_only=True)
+        lora = config.train.lora
+        tuning = (
+            LoraTuning(generator, lora.rank, lora.alpha, lora.dropout, lora.targets, config.seed)
+            if config.train.mode == "lora"
+            else FullTuning(generator)
+        )
+        folder = made.training.folder
+        arguments = training_arguments(
+            config.train,
+            folder / "checkpoints",
+            config.seed,
+            session.process.num_processes,
+            use_cpu=session.process.device.type == "cpu",
+            **_tracking(config),
+        )
+        trainer = DiffusionDPOTrainer(tuning, arguments, preference_pairs(made.candidates, made.pairs))
+        begun = last_checkpoint(arguments.output_dir)
+        trainer.train(resume_from_checkpoint=begun and str(begun))
+        if session.process.is_main_process:
+            tuning.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
+            log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
+            write_bytes(folder / "log.jsonl", log.encode())
+        return {"steps": trainer.state.global_step}
+
+    make(made.training, session.process, work)
+
+
+def _tracking(config: RunConfig) -> dict[str, Any]:
+    """The Trainer's arguments for wandb, which is off unless a project is named."""
+    if config.tracking.project is None:
+        return {}
+    os.environ |= {
+        "WANDB_PROJECT": config.tracking.project,
+        "WANDB_MODE": config.tracking.mode,
+        "WANDB_DIR": config.run_dir,
+    }
+    return {"report_to": [*config.train.report_to, "wandb"], "run_name": config.name}
+
+
+def evaluate(session: Session) -> None:
+    """Compare base and tuned model on the held-out prompts, sampled from the same seeds."""
+    run, made = session.run, session.run.artifacts
+    generate(session, made.base, run.heldout_prompts, what="base samples")
+    generate(session, made.tuned, run.heldout_prompts, made.training, what="tuned samples")
+    score(session, made.base_scores, made.base, what="base scores")
+    score(session, made.tuned_scores, made.tuned, what="tuned scores")
+    if oracle := run.config.evaluate.oracle:
+        score(session, made.base_facts, made.base, oracle, what="base facts")
+        score(session, made.tuned_facts, made.tuned, oracle, what="tuned facts")
+
+    def work() -> Mapping[str, Any] | None:
+        if not session.process.is_main_process:
+            return None
+        found = evaluation(run)
+        write_json(made.evaluation.folder / "evaluation.json", found)
+        fallen = [f"{name} (by {reward})" for reward, part in found.items() for name in part["regressions"]]
+        return {"regressions": fallen}
+
+    make(made.evaluation, session.process, work)
+
+
+def report(session: Session) -> None:
+    """Write the page that shows all of it."""
+    from mpo.report import render
+
+    made = session.run.artifacts
+
+    def work() -> None:
+        if session.process.is_main_process:
+            write_bytes(made.report.folder / "report.html", render(session.run).encode())
+
+    make(made.report, session.process, work)

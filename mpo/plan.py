@@ -1,0 +1,237 @@
+"""What a run would cost, from configs and safetensors headers alone. Imports no torch and loads no model."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from mpo.artifacts import Run
+from mpo.config import RunConfig
+from mpo.store import Artifact, hub_snapshot
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PIXEL = 2.0  # bytes of a PNG a pixel, for a generously detailed picture
+_ANSWER = 40  # bytes of a score table a question
+_TRAINED = 16  # bytes a trained parameter: weight, gradient and AdamW's two moments, in float32
+_DENOISERS = ("unet", "transformer")
+_ATTENTION = tuple(f"{layer}.weight" for layer in ("to_q", "to_k", "to_v", "to_out.0"))
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What the headers and configs of a model folder say."""
+
+    parameters: dict[str, int]  # by component; "." for a model without components
+    attention: int  # inputs plus outputs of the denoiser's attention projections: LoRA parameters a rank
+    sample_bytes: float | None  # of one sample on disk, picture and float32 latents; None: not told
+    prompt_bytes: int  # of one prompt's float32 conditioning
+
+    def bytes(self, dtype: str, *components: str) -> int:
+        """Weights of the components, or of all."""
+        chosen = components or tuple(self.parameters)
+        return sum(self.parameters.get(name, 0) for name in chosen) * _DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One stage of the plan."""
+
+    stage: str
+    work: str
+    artifact: Artifact
+    shards: int  # 0: made in one piece
+    calls: str = ""
+    disk: float | None = 0.0
+
+    @property
+    def state(self) -> str:
+        """How much of it is there."""
+        if self.artifact.done:
+            return "there"
+        made = len(self.artifact.shards("candidates") + self.artifact.shards("scores"))
+        if made:
+            return f"{made} of {self.shards} shards"
+        return "begun" if self.artifact.folder.is_dir() else "to do"
+
+
+def plan_table(run: Run) -> None:
+    """Print what the run would do, what of it is there already, and what it needs."""
+    config = run.config
+    generator = read_size(config.generator.path, config)
+    judge = read_size(config.reward.judge, config)
+    planned = steps(run, generator)
+    table = Table(
+        "stage", "work", "model calls", "to disk", "in the store", title=f"{config.name} -> {run.folder}"
+    )
+    for step in planned:
+        disk = "" if step.artifact.done or not step.disk else _bytes(step.disk)
+        table.add_row(step.stage, step.work, step.calls, disk, f"{step.state}  {step.artifact.name}")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    wanted = sum(step.disk or 0 for step in planned if not step.artifact.done)
+    store = Path(config.store).absolute()
+    there = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    console.print(
+        f"disk    {_bytes(wanted)} to write, {_bytes(shutil.disk_usage(there).free)} free in {config.store}"
+    )
+    for line in memory(config, generator, judge):
+        console.print(f"memory  {line}")
+
+
+def steps(run: Run, generator: ModelSize | None) -> list[Step]:
+    """The artifacts of the run in order, with what each takes to make."""
+    config, made = run.config, run.artifacts
+    train, heldout = len(run.train_prompts), len(run.heldout_prompts)
+    branches = 2 if config.generator.guidance_scale > 1 else 1
+    questions = count_questions(config.reward.checklist)
+
+    def sampled(stage: str, artifact: Artifact, prompts: int, count: int) -> Step:
+        shards = math.ceil(prompts / config.generate.shard_size)
+        calls = f"{prompts * count * config.generator.steps * branches:,} denoiser rows"
+        known = generator is not None and generator.sample_bytes is not None
+        disk = prompts * (count * generator.sample_bytes + generator.prompt_bytes) if known else None
+        return Step(
+            stage,
+            f"{prompts:,} prompts x {count}, {config.generator.steps} steps",
+            artifact,
+            shards,
+            calls,
+            disk,
+        )
+
+    def scored(stage: str, artifact: Artifact, pictures: int, shards: int, by: str = "judge") -> Step:
+        work = f"{pictures:,} samples" + (f" x {questions} questions" if questions and by == "judge" else "")
+        return Step(
+            stage, work, artifact, shards, f"{pictures:,} {by} passes", pictures * (questions or 1) * _ANSWER
+        )
+
+    several = config.evaluate.samples
+    candidates = sampled("generate", made.candidates, train, config.generate.candidates)
+    base = sampled("evaluate: base", made.base, heldout, several)
+    tuned = sampled("evaluate: tuned", made.tuned, heldout, several)
+    rows = config.train.steps * config.train.batch_size * 2
+    return [
+        candidates,
+        scored("score", made.scores, train * config.generate.candidates, candidates.shards),
+        Step("pair", config.objectives.granularity, made.pairs, 0),
+        Step(
+            "train",
+            f"{config.train.steps:,} steps x {config.train.batch_size} pairs, {config.train.mode}",
+            made.training,
+            0,
+            f"{rows:,} denoiser rows, each also by the reference",
+            _adapter_bytes(config, generator),
+        ),
+        base,
+        scored("", made.base_scores, heldout * several, base.shards),
+        tuned,
+        scored("", made.tuned_scores, heldout * several, tuned.shards),
+        *(
+            scored("", artifact, heldout * several, base.shards, "oracle")
+            for artifact in (made.base_facts, made.tuned_facts)
+            if artifact
+        ),
+        Step("", "base against tuned", made.evaluation, 0),
+        Step("report", "report.html", made.report, 0),
+    ]
+
+
+def memory(config: RunConfig, generator: ModelSize | None, judge: ModelSize | None) -> list[str]:
+    """What each process must hold of weights, gradients and optimiser, a line for each phase."""
+    lines = []
+    if generator:
+        dtype = config.generator.dtype
+        frozen = generator.bytes(dtype, *_DENOISERS)
+        trained = _trained(config, generator) * _TRAINED
+        lines.append(f"{_bytes(generator.bytes(dtype))} of weights to sample ({config.generator.path})")
+        lines.append(f"{_bytes(frozen + trained)} of weights and optimiser to train; activations come on top")
+    if judge:
+        lines.append(
+            f"{_bytes(judge.bytes(config.reward.dtype))} of weights to score ({config.reward.judge})"
+        )
+    unknown = [("generator.path", generator), ("reward.judge", judge)]
+    return lines + [f"unknown for {name}: not downloaded yet" for name, size in unknown if size is None]
+
+
+def count_questions(checklist: str) -> int | None:
+    """How many questions a YAML checklist asks about a sample; None for other formats."""
+    if not checklist.endswith((".yaml", ".yml")):
+        return None
+    content = yaml.safe_load(Path(checklist).read_text(encoding="utf-8"))
+    questions = content.get("questions") if isinstance(content, dict) else None
+    return len(questions) if isinstance(questions, dict) else None
+
+
+def read_size(path: str, config: RunConfig) -> ModelSize | None:
+    """Sizes from a folder's headers, or from the local copy of a hub id; None where there is none."""
+    folder = Path(path) if Path(path).is_dir() else hub_snapshot(path, online=False)
+    if folder is None:
+        return None
+    parameters: dict[str, int] = {}
+    attention = 0
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
+        if any(variant in file.name for variant in (".fp16", ".bf16", ".non_ema")):
+            continue  # a second copy of the same component
+        part = file.parent.relative_to(folder).as_posix()
+        for name, shape in _shapes(file):
+            parameters[part] = parameters.get(part, 0) + math.prod(shape)
+            if part in _DENOISERS and name.endswith(_ATTENTION):
+                attention += sum(shape)
+    text = [_config(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    prompt = sum(
+        4 * c.get("max_position_embeddings", 512) * c.get("hidden_size", c.get("d_model", 0)) for c in text
+    )
+    return ModelSize(parameters, attention, _sample_bytes(folder, config), prompt)
+
+
+def _sample_bytes(folder: Path, config: RunConfig) -> float | None:
+    denoiser = next((_config(folder / name) for name in _DENOISERS if (folder / name).is_dir()), {})
+    scale = 2 ** (len(_config(folder / "vae").get("block_out_channels", [0])) - 1)
+    side, channels = denoiser.get("sample_size"), denoiser.get("in_channels")
+    height, width = config.generator.height, config.generator.width
+    if not channels or not (isinstance(side, int) or (height and width)):
+        return None
+    height, width = height or side * scale, width or side * scale
+    return height * width * _PIXEL + 4 * channels * (height // scale) * (width // scale)
+
+
+def _trained(config: RunConfig, generator: ModelSize) -> int:
+    """Parameters that training changes; LoRA on the attention projections where `targets` is the default."""
+    if config.train.mode == "lora":
+        return config.train.lora.rank * generator.attention
+    return sum(generator.parameters.get(name, 0) for name in _DENOISERS)
+
+
+def _adapter_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:
+    if generator is None:
+        return None
+    saved = _trained(config, generator) * 4
+    return saved + 3 * saved  # what is kept, and a checkpoint with its optimiser
+
+
+def _shapes(file: Path) -> list[tuple[str, list[int]]]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return [(name, entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
+
+
+def _config(folder: Path) -> dict:
+    file = folder / "config.json"
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

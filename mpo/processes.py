@@ -1,0 +1,51 @@
+"""One or several processes making an artifact together: who is main, who does what, when it is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from mpo.store import Artifact
+
+# The others wait while the main process pairs or writes a report, and while one has the slower shards.
+_PATIENCE = timedelta(days=7)
+
+
+def join(device: str) -> PartialState:
+    """This process among those that the launcher started; alone where it started none."""
+    return PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+
+
+def share(count: int, process: PartialState) -> range:
+    """Which of `count` shards this process makes."""
+    return range(process.process_index, count, process.num_processes)
+
+
+def make(
+    artifact: Artifact, process: PartialState, work: Callable[[], Mapping[str, Any] | None]
+) -> Mapping[str, Any]:
+    """Complete `artifact` by `work`, unless it is complete, and return the facts in its marker.
+
+    Every process calls this. All of them work; the main one holds the artifact's lock against other runs, and
+    its facts are those that are kept.
+    """
+    if not _agreed(artifact.done, process):
+        with artifact.lock() if process.is_main_process else nullcontext():
+            if not _agreed(artifact.done, process):  # another run may have made it while this one waited
+                artifact.folder.mkdir(parents=True, exist_ok=True)
+                facts = work()
+                process.wait_for_everyone()
+                if process.is_main_process:
+                    artifact.finish(facts or {})
+            process.wait_for_everyone()
+    return artifact.facts()
+
+
+def _agreed(answer: bool, process: PartialState) -> bool:
+    """The main process's answer, so that no process goes another way than the rest."""
+    return broadcast_object_list([answer])[0] if process.num_processes > 1 else answer

@@ -1,0 +1,101 @@
+"""Scores on disk and as tensors: what the score stage writes and what pairing, evaluation and report read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow
+import torch
+from pyarrow import parquet
+from torch import Tensor
+
+from mpo.objectives import by_prompt
+from mpo.store import Artifact, write_json, write_table
+
+if TYPE_CHECKING:
+    from rewards.checklist import Checklist
+    from rewards.scorecard import Scorecard
+
+NAMES = "levels.json"
+_COLUMNS = {"dimension": "dimensions", "subdimension": "subdimensions", "question": "questions"}
+_SCHEMA = {
+    "prompt_id": "int64",
+    "candidate": "int64",
+    "total": "double",
+    "dimensions": "list[double]",
+    "subdimensions": "list[double]",
+    "questions": "list[double]",
+    "p_yes": "list[double]",
+    "outside": "list[double]",
+    "missing": "string",
+}
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """All scores of one artifact, float64, NaN where missing."""
+
+    levels: dict[str, tuple[tuple[str, ...], Tensor]]  # level -> names, [P, N, K]
+    asked: tuple[str, ...]  # ids of the questions
+    p_yes: Tensor  # [P, N, Q]
+    missing: list[tuple[int, int, str]]  # prompt, candidate, reason
+
+
+def paths(checklist: Checklist) -> dict[str, list[str]]:
+    """Level -> the names of its columns as paths, such as `quality.clarity`."""
+    parents = {column.subdimension: column.dimension for column in checklist.columns}
+    return {
+        "dimension": list(checklist.dimensions),
+        "subdimension": [f"{parents[name]}.{name}" for name in checklist.subdimensions],
+        "question": [f"{column.dimension}.{column.subdimension}.{column.id}" for column in checklist.columns],
+    }
+
+
+def write_names(artifact: Artifact, checklist: Checklist) -> None:
+    """Note what the columns of the scores are, and which questions were asked."""
+    write_json(artifact.folder / NAMES, {**paths(checklist), "asked": list(checklist.ids)})
+
+
+def write_scores(
+    artifact: Artifact,
+    index: int,
+    keys: Sequence[tuple[int, int]],
+    cards: Sequence[Scorecard],
+    checklist: Checklist,
+) -> None:
+    """Write shard `index`: the scorecard of each (prompt, candidate)."""
+    nan = float("nan")
+    rows = []
+    for (prompt, candidate), card in zip(keys, cards, strict=True):
+        row = {"prompt_id": prompt, "candidate": candidate, "total": card.total, "missing": card.missing}
+        for level, column in _COLUMNS.items():
+            row[column] = [card.level(level).get(name, nan) for name in checklist.names(level)]
+        for column in ("p_yes", "outside"):
+            row[column] = [getattr(card, column).get(name, nan) for name in checklist.ids]
+        rows.append(row)
+    write_table(artifact.shard("scores", index), rows, _SCHEMA)
+
+
+def read_scores(artifact: Artifact) -> ScoreTable:
+    """The scores of a complete artifact."""
+    content = json.loads((artifact.folder / NAMES).read_text())
+    table = pyarrow.concat_tables([parquet.read_table(path) for path in artifact.shards("scores")])
+    prompts, candidates = (torch.tensor(table[name].to_numpy()) for name in ("prompt_id", "candidate"))
+
+    def matrix(column: str) -> Tensor:
+        values = table[column].combine_chunks()
+        flat = values if column == "total" else values.flatten()
+        return by_prompt(prompts, candidates, torch.tensor(flat.to_numpy()).reshape(len(table), -1))
+
+    levels = {"total": (("total",), matrix("total"))}
+    levels |= {level: (tuple(content[level]), matrix(column)) for level, column in _COLUMNS.items()}
+    reasons = zip(prompts.tolist(), candidates.tolist(), table["missing"].to_pylist(), strict=True)
+    return ScoreTable(
+        levels=levels,
+        asked=tuple(content["asked"]),
+        p_yes=matrix("p_yes"),
+        missing=[entry for entry in reasons if entry[2] is not None],
+    )

@@ -1,0 +1,98 @@
+"""A run in tables: its stages, the yield of its pairs, and what training changed. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from mpo.artifacts import Run
+
+console = Console(soft_wrap=True)
+
+
+def stage_table(run: Run) -> None:
+    """Print which artifacts of the run are there."""
+    table = Table("artifact", "state", "folder", title=str(run.folder))
+    for name, artifact in run.artifacts.items():
+        begun = "begun" if artifact.folder.is_dir() else "to do"
+        table.add_row(name.replace("_", " "), "there" if artifact.done else begun, str(artifact.folder))
+    console.print(table)
+
+
+def yield_table(run: Run) -> None:
+    """Print how many pairs each granularity and margin gives, and what blocks them, once pairing is done."""
+    pairs = run.artifacts.pairs
+    if not pairs.done:
+        return
+    content = json.loads((pairs.folder / "yield.json").read_text())
+    table = Table(
+        "granularity",
+        "margin",
+        "pairs",
+        "of all",
+        "a prompt",
+        "prompts without",
+        "blocks most",
+        title="yield",
+    )
+    chosen = run.config.objectives.granularity
+    for row in content["rows"]:
+        most = sorted(row["blocks"].items(), key=lambda entry: -entry[1])[:2]
+        blocks = ", ".join(f"{name} {share:.0%}" for name, share in most if share > 0)
+        ours = row["granularity"] == chosen and abs(row["margin"] - run.config.pairs.margin) < 1e-12
+        table.add_row(
+            row["granularity"],
+            f"{row['margin']:.3g}",
+            f"{row['pairs']:,}",
+            f"{row['share']:.0%}",
+            f"{row['pairs_per_prompt']:.2f}",
+            f"{row['prompts_without']:,}",
+            blocks,
+            style="bold" if ours else None,
+        )
+    console.print(table)
+    facts = pairs.facts()
+    missing = f", {content['missing']:,} candidates without a score" if content["missing"] else ""
+    console.print(
+        f"kept {facts['pairs']:,} pairs of {facts['prompts']:,} of {content['prompts']:,} prompts{missing}"
+    )
+
+
+def evaluation_table(run: Run) -> None:
+    """Print base against tuned on the held-out prompts, and where the report lies, once evaluated."""
+    if not run.artifacts.evaluation.done:
+        return
+    content = json.loads((run.artifacts.evaluation.folder / "evaluation.json").read_text())
+    table = Table(
+        "score", "base", "tuned", "change", "95 % interval", "win", "tie", "loss", title="held-out prompts"
+    )
+    for reward, found in content.items():
+        rows = {key: found[key] for key in ("share_right", "total") if key in found} | found["dimensions"]
+        for number, (name, row) in enumerate(rows.items(), 1):
+            fell = name in found["regressions"]
+            label = f"{reward} {name.replace('_', ' ')}"
+            table.add_row(label, *_cells(row), style="red" if fell else None, end_section=number == len(rows))
+    console.print(table)
+    for reward, found in content.items():
+        joint = found["joint"]
+        fell = ", ".join(found["regressions"]) or "none"
+        console.print(
+            f"{reward}: tuned dominates base in {joint['domination']:.0%} and is dominated by it in "
+            f"{joint['collapse']:.0%} of {found['samples']:,}; significantly fallen: {fell}"
+        )
+    if run.artifacts.report.done:
+        console.print(f"report: {run.folder / 'report.html'}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    low, high = row["ci95"]
+    numbers = [
+        f"{row['base']:.3f}",
+        f"{row['tuned']:.3f}",
+        f"{row['delta']:+.3f}",
+        f"{low:+.3f} .. {high:+.3f}",
+    ]
+    return numbers + [f"{row[key]:.0%}" if key in row else "" for key in ("win", "tie", "loss")]
