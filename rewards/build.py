@@ -137,9 +137,12 @@ def detect_kind(path: str | Path) -> str:
             raise ValueError(f"{path}: no config.json, so this is not a model folder")
         from transformers.utils import cached_file
 
-        found = cached_file(str(path), "config.json", _raise_exceptions_for_missing_entries=False)
-        if found is None:
-            raise ValueError(f"{path}: no config.json there, so this is not a model")
+        try:
+            found = cached_file(str(path), "config.json")
+        except OSError as error:
+            raise ValueError(
+                f"{path}: no such folder or model ({' '.join(str(error).split())[:150]})"
+            ) from None
         config = Path(found)
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
@@ -149,21 +152,26 @@ def detect_kind(path: str | Path) -> str:
     return "cogvlm2" if any(name.startswith("CogVLM") for name in architectures) else "transformers"
 
 
+def read_yaml(path: str | Path) -> Mapping[str, Any]:
+    """The mapping in a reward's YAML file."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: a reward is a mapping with `judge` and `checklist`")
+    return content
+
+
 def read_settings(config: str | Path | Mapping | Any) -> RewardSettings:
     """Settings from a YAML file, a mapping or a dataclass, with keys checked."""
     where = "reward"
     if isinstance(config, (str, Path)):
-        where = str(config)
-        if not Path(config).is_file():
-            raise ValueError(f"{where}: no such file")
-        try:
-            config = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        where, config = str(config), read_yaml(config)
     if is_dataclass(config):
         config = asdict(config)
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{where}: a reward is a mapping with `judge` and `checklist`")
     for key in config:
         check_choice(f"{where}: key", key, [field.name for field in fields(RewardSettings)])
     for key in ("judge", "checklist"):

@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load_weights(model_class, path: str | Path, dtype: str, device: str, **options) -> PreTrainedModel:
-    """`model_class.from_pretrained(path)` for inference; one-line ValueError where weights are absent or wrong.
+    """`model_class.from_pretrained(path)` for inference; ValueError in one line where weights are wrong.
 
     dtype: float32 | bfloat16 | float16. device: auto | cpu | cuda. Other options go to `from_pretrained`.
     """

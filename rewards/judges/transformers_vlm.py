@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 
@@ -197,19 +197,20 @@ class TransformersJudge:
 
     def _answer_group(self, items: list[_Item]) -> list[Answers]:
         """Answers of items that can share a batch, as many at once as memory holds."""
-
-        @find_executable_batch_size(starting_batch_size=self.batch_size)
-        def run(batch_size: int) -> list[Answers]:
-            self.batch_size = batch_size
-            batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
-            return [answers for batch in batches for answers in self._answer_batch(batch)]
-
-        try:
-            return run()
-        except RuntimeError as error:
-            if "No executable batch size" in str(error):
-                raise ValueError(f"{self.name}: not enough memory for a single picture") from None
-            raise
+        done: list[Answers] = []
+        while len(done) < len(items):
+            batch = items[len(done) : len(done) + self.batch_size]
+            try:
+                done += self._answer_batch(batch)
+                continue
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+            if len(batch) == 1:
+                raise ValueError(f"{self.name}: not enough memory for a single picture")
+            self.batch_size = len(batch) // 2
+            clear_device_cache(garbage_collection=True)
+        return done
 
     def _answer_batch(self, items: list[_Item]) -> list[Answers]:
         """Prefix once, then packed questions over its cache."""
