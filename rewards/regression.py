@@ -23,7 +23,10 @@ from scipy.optimize import minimize, nnls
 from scipy.special import expit
 
 SOLVERS = ("exact", "algorithm1")
-_SETTLED = 1e-6  # largest move of a weight in a step that counts as settled
+_SETTLED = 1e-6  # change of the weights that ends Algorithm 1
+_RESAMPLE_SETTLED = (
+    1e-5  # largest move of a resample's weight in its last step; the next would be far smaller
+)
 _STEPS = 60  # resampling steps before a resample is left to L-BFGS-B
 _CHUNK = 4_000_000  # logits held at once while resampling
 
@@ -171,7 +174,7 @@ def _refit_chunk(differences, counts, start, curvature, solver, penalty) -> np.n
             moved = np.array(
                 [_step_kept(curvature, w, g, k) for w, g, k in zip(rows, gradient, kept[todo], strict=True)]
             )
-        settled = np.abs(moved - rows).max(axis=1) <= _SETTLED
+        settled = np.abs(moved - rows).max(axis=1) <= _RESAMPLE_SETTLED
         negative = (moved < 0) & settled[:, None]
         kept[todo] &= ~negative
         weights[todo] = np.where(negative, 0.0, moved)
@@ -206,7 +209,8 @@ def draw_counts(groups, rng, resamples: int) -> np.ndarray:
     """Counts [resamples, M] of a bootstrap over groups: pairs of one group are drawn together."""
     _, index = np.unique(groups, return_inverse=True)
     size = int(index.max()) + 1
-    return rng.multinomial(size, np.full(size, 1 / size), size=resamples).astype(np.int16)[:, index]
+    drawn = [np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(resamples)]
+    return np.array(drawn, dtype=np.int16)[:, index]
 
 
 def accuracy(weights, differences) -> np.ndarray:

@@ -223,6 +223,7 @@ def why_zeroed(differences, weights, questions: Sequence[str], penalty: Penalty)
             reason += f" (closest: {questions[rival]})"
         else:
             reason = "adds nothing once the questions with negative weights are out"
+            reason = "too weak for the L1 penalty" if penalty.l1 else reason
         reasons[questions[column]] = reason
     return reasons
 

@@ -1,0 +1,199 @@
+"""Commands that make and measure a reward: weights, accuracy on preferences, checklists of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mpo.config import ConfigError
+from mpo.store import write_json
+
+Data = Annotated[
+    Path, typer.Argument(help="Preferences: .parquet, .jsonl, .json, or a folder of .parquet files.")
+]
+Media = Annotated[
+    Path | None, typer.Option(help="Folder that relative paths start from; default: where DATA lies.")
+]
+Answers = Annotated[
+    list[str] | None,
+    typer.Option("--answer", metavar="SPELLING=1|2|tie", help="What a spelling in DATA means; repeatable."),
+]
+Missing = Annotated[float, typer.Option(help="Share of pairs that may be left out for want of an item.")]
+Checklist = Annotated[Path, typer.Argument(help="YAML file of a checklist.")]
+
+
+def register(app: typer.Typer, checklist: typer.Typer) -> None:
+    """Add the commands to `app`, and those about checklists to the group `checklist`."""
+    app.command("fit-weights")(fit_weights)
+    app.command("bench-reward")(bench_reward)
+    checklist.command("new")(new)
+    checklist.command("check")(check)
+
+
+def fit_weights(
+    data: Data,
+    reward: Annotated[Path, typer.Option(help="YAML file of the reward whose judge answers.")],
+    out: Annotated[Path, typer.Option(help="Checklist to write; the report goes beside it as .fit.json.")],
+    checklist: Annotated[
+        Path | None, typer.Option(help="Checklist to weigh; default: that of the reward.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="exact | algorithm1 (the paper's).")] = "exact",
+    ridge: Annotated[float, typer.Option(help="Strength of the normal prior; 0 is none.")] = 1.0,
+    l1: Annotated[float, typer.Option(help="Strength of the L1 penalty, as in the path.")] = 0.0,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of prompts.")] = 400,
+    seed: int = 0,
+    media: Media = None,
+    answer: Answers = None,
+    allow_missing: Missing = 0.05,
+) -> None:
+    """Learn a checklist's weights from preferences; the file written scores at once.
+
+    \b
+    mpo fit-weights pairs.jsonl --reward configs/rewards/mine.yaml --out mine-learned.yaml
+    mpo fit-weights pairs.parquet --media clips --reward judge.yaml --checklist mine.yaml --out learned.yaml
+    """
+    from mpo.learn_tables import weight_tables
+    from rewards.preferences import read_preferences
+    from rewards.regression import SOLVERS, Penalty
+    from rewards.scoring import answer_differences, learnable, score_pairs
+    from rewards.weights import learn_weights
+
+    if solver not in SOLVERS:
+        raise ConfigError(f"--solver {solver}: must be one of {', '.join(SOLVERS)}")
+    pairs = read_preferences(data, media, _meanings(answer), allow_missing)
+    scorer = _reward(reward, checklist)
+    cards = score_pairs(scorer, pairs, allow_missing)
+    differences, kept = answer_differences(cards, pairs, scorer.checklist)
+    names = learnable(scorer.checklist)
+    report = learn_weights(
+        differences, names, pairs.groups[kept], solver, Penalty(ridge, l1), resamples, seed=seed
+    )
+    weights = {name: estimate.value for name, estimate in zip(names, report.weights, strict=True)}
+    learned = replace(scorer.checklist.with_weights(weights), name=out.stem)
+    learned.to_yaml(out)
+    write_json(out.with_suffix(".fit.json"), report.to_dict())
+    weight_tables(report)
+    print(f"{out}: {learned.name}, {len(learned.columns)} of {len(names)} columns carry weight")
+
+
+def bench_reward(
+    data: Data,
+    reward: Annotated[list[Path], typer.Option(help="YAML file of a reward or baseline; repeatable.")],
+    out: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of prompts.")] = 1000,
+    seed: int = 0,
+    media: Media = None,
+    answer: Answers = None,
+    allow_missing: Missing = 0.05,
+) -> None:
+    """Measure how well rewards agree with people: tau (with ties) and diff (without), side by side.
+
+    \b
+    mpo bench-reward pairs.jsonl --reward configs/rewards/quickstart.yaml
+    mpo bench-reward test.parquet --media clips --reward visionreward.yaml --reward clipscore.yaml
+
+    A baseline is a YAML file with `kind: clipscore` or `kind: pickscore` and `path`, a folder or hub id.
+    """
+    from mpo.learn_tables import agreement_table
+    from rewards.benchmark import benchmark, check_verdicts
+    from rewards.preferences import read_preferences
+    from rewards.scoring import level_scores, score_pairs
+
+    pairs = read_preferences(data, media, _meanings(answer), allow_missing)
+    check_verdicts(pairs.verdicts)
+    names = [path.stem for path in reward]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--reward: {', '.join(names)}: files must differ in name")
+    scores = {
+        name: level_scores(score_pairs(_reward(path), pairs, allow_missing))
+        for name, path in zip(names, reward, strict=True)
+    }
+    report = benchmark(scores, pairs.verdicts, pairs.groups, resamples, seed)
+    if out is not None:
+        write_json(out, {"data": str(data), "verdicts": pairs.spellings, **report.to_dict()})
+    agreement_table(report)
+
+
+def new(
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    template: Annotated[str, typer.Option(help="image | video.")] = "image",
+) -> None:
+    """Write a small commented checklist to start from.
+
+    \b
+    mpo checklist new mine.yaml
+    mpo checklist new clips.yaml --template video
+    """
+    from rewards.templates import TEMPLATES
+    from rewards.templates import template as text
+
+    if template not in TEMPLATES:
+        raise ConfigError(f"--template {template}: must be one of {', '.join(TEMPLATES)}")
+    if out.exists():
+        raise FileExistsError(f"{out}: exists already; choose another name")
+    out.write_text(text(template, out.stem), encoding="utf-8")
+    print(f"{out}: {template} checklist; edit it, then run: mpo checklist check {out}")
+
+
+def check(
+    checklist: Checklist,
+    scores: Annotated[
+        Path | None,
+        typer.Option(
+            help="Scored sample with a column p_yes: a run's scores-*.parquet, or scorecards.jsonl."
+        ),
+    ] = None,
+) -> None:
+    """Look a checklist over: wording, doubled and unused questions, and its answers on a sample.
+
+    \b
+    mpo checklist check mine.yaml
+    mpo checklist check mine.yaml --scores runs/store/score-1a2b/scores-00000.parquet
+
+    Exits with 1 when something was found.
+    """
+    from rewards.build import load_checklist
+    from rewards.review import review, review_answers
+
+    loaded = load_checklist(checklist)
+    findings = review(loaded)
+    if scores is not None:
+        findings += review_answers(loaded, _sample(scores, loaded.ids))
+    for finding in findings:
+        print(f"{checklist}: {finding.question or 'checklist'}: {finding.text}")
+    if findings:
+        raise typer.Exit(1)
+    print(f"{checklist}: {len(loaded.questions)} questions, nothing to mend")
+
+
+def _meanings(answers: list[str] | None) -> dict[str, str]:
+    meanings = {}
+    for entry in answers or ():
+        spelling, equals, meaning = entry.rpartition("=")
+        if not equals or not spelling:
+            raise ConfigError(f"--answer {entry}: needed SPELLING=1, SPELLING=2 or SPELLING=tie")
+        meanings[spelling] = meaning
+    return meanings
+
+
+def _reward(path: Path, checklist: Path | None = None):
+    """The reward or baseline of a YAML file, with another checklist if one is given."""
+    from rewards.baselines import KINDS, Similarity
+    from rewards.build import load_reward, read_yaml
+
+    content = read_yaml(path)
+    if content.get("kind") in KINDS:
+        return Similarity.load(**content)
+    return load_reward(content if checklist is None else {**content, "checklist": str(checklist)})
+
+
+def _sample(path: Path, ids: tuple[str, ...]) -> list[list[float]]:
+    """P(yes) [items, Q] of a file of scores: lists in the checklist's order, or numbers by question id."""
+    from rewards.tables import read_table
+
+    table = read_table(path)
+    rows = table.column("p_yes")
+    return [[row[name] for name in ids] if isinstance(row, dict) else row for row in rows]

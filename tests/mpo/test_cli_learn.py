@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import typer
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from mpo import cli_learn
+from rewards.checklist import Checklist, Question
+from rewards.judges.base import Answers
+from rewards.vision_reward import VisionReward
+
+CHECKLIST = Checklist(
+    "mine",
+    (
+        Question("face", "Is there a face?"),
+        Question("sharp", "Is it sharp?", "quality", "clarity", 1.0),
+        Question("bright", "Is it bright?", "quality", "light", 1.0),
+        Question("smile", "Is the face pleasant?", "fidelity", "face", 1.0, gate="face"),
+        Question("grid", 'Is it as "[[prompt]]" asks?', "alignment", "alignment", 1.0),
+    ),
+)
+TRUE = {"sharp": 1.0, "bright": 0.4, "smile": 0.7, "grid": -0.6}
+
+
+class PixelJudge:
+    """Bit k of the first pixel's red value answers question k."""
+
+    name, fingerprint, modality, frames = "pixels", "0", "image", "per_second"
+
+    def answer(self, media, questions):
+        return [self._one(item.image.getpixel((0, 0))[0]) for item in media]
+
+    def _one(self, value):
+        yes = torch.tensor([value >> k & 1 for k in range(5)]).bool()
+        return Answers(torch.where(yes, -0.1, -3.0), torch.where(yes, -3.0, -0.1))
+
+
+@pytest.fixture
+def mpo(monkeypatch):
+    """The commands on an app of their own; the judge reads pixels."""
+    app, checklist = typer.Typer(), typer.Typer()
+    app.add_typer(checklist, name="checklist")
+    cli_learn.register(app, checklist)
+
+    def reward(path, checklist=None):
+        judged = Checklist.from_yaml(checklist) if checklist else CHECKLIST
+        return VisionReward(PixelJudge(), judged)
+
+    monkeypatch.setattr(cli_learn, "_reward", reward)
+
+    def run(*args):
+        return CliRunner().invoke(app, [str(arg) for arg in args])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """600 pairs of pictures with preferences from `TRUE`, a tenth of them ties."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for value in range(32):
+        Image.new("RGB", (2, 2), (value, 0, 0)).save(folder / f"{value}.png")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(600):
+        values = [int(value) for value in rng.integers(0, 32, size=2)]
+        answers = [{name: value >> k & 1 for k, name in enumerate(CHECKLIST.ids)} for value in values]
+        coded = [{n: (2 * a[n] - 1) * (n != "smile" or a["face"]) for n in TRUE} for a in answers]
+        gap = sum(weight * (coded[0][name] - coded[1][name]) for name, weight in TRUE.items())
+        verdict = "1" if rng.random() < 1 / (1 + np.exp(-gap)) else "2"
+        verdict = "tie" if rng.random() < 0.1 else verdict
+        items = {f"item_{side + 1}": f"{value}.png" for side, value in enumerate(values)}
+        rows.append({"prompt": f"p{index % 100}", **items, "preference": verdict})
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+def test_fitted_checklist_scores_at_once_and_beats_equal_weights(mpo, data, tmp_path):
+    out = tmp_path / "learned.yaml"
+    result = mpo("fit-weights", data, "--reward", "mine.yaml", "--out", out, "--resamples", 60)
+    assert result.exit_code == 0, result.output
+    assert "learning curve" in result.output and "algorithm1" in result.output
+    learned = Checklist.from_yaml(out)
+    weights = {question.id: question.weight for question in learned.questions}
+    assert weights["face"] == weights["grid"] == 0  # a gate, and a question that people vote against
+    assert weights["sharp"] > weights["smile"] > weights["bright"] > 0
+    report = json.loads((tmp_path / "learned.fit.json").read_text())
+    assert set(report["zeroed"]) == {"grid"} and len(report["weights"]) == 4
+    cards = VisionReward(PixelJudge(), learned).score([data.parent / "14.png"], ["p"])
+    assert cards[0].total == pytest.approx(weights["sharp"] + weights["bright"])  # no face: smile counts 0
+
+
+def test_benchmark_reports_tau_and_diff_by_dimension(mpo, data, tmp_path):
+    out = tmp_path / "report.json"
+    result = mpo(
+        "bench-reward", data, "--reward", "a.yaml", "--reward", "b.yaml", "--out", out, "--resamples", 50
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(out.read_text())
+    assert report["pairs"] == 600 and report["ties"] == report["verdicts"]["tie"]
+    total = report["agreement"]["a"]["total"]
+    assert 0.55 < total["diff"]["low"] < total["diff"]["value"] < total["diff"]["high"] < 0.9
+    assert set(report["agreement"]["a"]) == {"total", "quality", "fidelity", "alignment"}
+    assert report["agreement"]["a"]["quality"]["diff"]["value"] > 0.6
+    assert report["agreement"]["a"]["alignment"]["diff"]["value"] < 0.5
+    assert report["comparisons"][0]["tau"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # the same reward twice
+    assert "quality" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--answer", "x"), "needed SPELLING=1"),
+        (("--answer", "x=left"), "allowed meanings: 1, 2, tie"),
+        (("--reward", "other/mine.yaml"), "files must differ in name"),
+        (("--media", "nowhere"), "600 of 600 rows cannot be used"),
+    ],
+)
+def test_wrong_options_are_one_line(mpo, data, args, message):
+    result = mpo("bench-reward", data, "--reward", "mine.yaml", *args)
+    assert isinstance(result.exception, ValueError) and message in str(result.exception)
+
+
+def test_new_checklist_passes_the_check(mpo, tmp_path):
+    path = tmp_path / "clips.yaml"
+    assert mpo("checklist", "new", path, "--template", "video").exit_code == 0
+    result = mpo("checklist", "check", path)
+    assert result.exit_code == 0 and "10 questions, nothing to mend" in result.output
+    assert isinstance(mpo("checklist", "new", path).exception, FileExistsError)
+    assert "image, video" in str(mpo("checklist", "new", tmp_path / "b", "--template", "audio").exception)
+
+
+def test_check_lists_what_is_wrong_and_reads_a_sample(mpo, tmp_path):
+    path = tmp_path / "mine.yaml"
+    CHECKLIST.to_yaml(path)
+    (tmp_path / "cards.jsonl").write_text(
+        "\n".join(json.dumps({"p_yes": dict.fromkeys(CHECKLIST.ids, p) | {"face": 0.9}}) for p in (0.3, 0.8))
+    )
+    result = mpo("checklist", "check", path, "--scores", tmp_path / "cards.jsonl")
+    assert result.exit_code == 1
+    assert result.output.strip() == f"{path}: face: never answered no on 2 items"
+    content = yaml.safe_load(path.read_text())
+    del content["questions"]["sharp"]["text"]  # a weight without a question
+    path.write_text(yaml.safe_dump(content))
+    assert "questions.sharp" in str(mpo("checklist", "check", path).exception)
+    content["questions"]["sharp"] = {"text": "Is it sharp?", "gate": "nobody", "weight": 0.0}
+    path.write_text(yaml.safe_dump(content))
+    assert "nobody" in str(mpo("checklist", "check", path).exception)
