@@ -101,7 +101,8 @@ def load_judge(
 
 def load_checklist(source: str | Path, policy: str = "release", questions: str = "select") -> Checklist:
     """A checklist from a YAML file, a folder of the release's files, or the name of a fetched one."""
-    from rewards.release import RELEASES, fetched_folder, release_modality
+    from rewards.fetch import RELEASES, fetched_folder
+    from rewards.release import release_modality
 
     if str(source) in RELEASES:
         source = fetched_folder(str(source))

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import torch
 
@@ -188,7 +189,7 @@ class VisionReward:
         return [
             f"{feature.id} by {self.features[feature.id].name}, not {feature.model}: not the release's score"
             for feature in self.checklist.features
-            if self.features[feature.id].name != feature.model
+            if Path(self.features[feature.id].name).name != feature.model
         ]
 
 
