@@ -33,6 +33,10 @@ class Denoiser(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         return self.predict(latents, timesteps, Conditioning(conditioning), self.model)
 
+    def activation_checkpointing_enable(self, **_) -> None:
+        """The Trainer's switch: recompute activations in the backward pass, by the model's own means."""
+        self.model.enable_gradient_checkpointing()
+
 
 class LoraTuning:
     """Low-rank adapters in the denoiser (Hu et al. 2021); the reference is the same model with them off."""

@@ -59,7 +59,7 @@ class VariancePreserving:
 
     def _scales(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(abar) and sqrt(1 - abar), shaped to multiply `like`."""
-        alphas_cumprod = self.alphas_cumprod[timesteps.cpu()].to(like.device)
+        alphas_cumprod = self.alphas_cumprod.to(like.device)[timesteps.to(like.device)]
         alphas_cumprod = alphas_cumprod.view(-1, *[1] * (like.dim() - 1))
         return alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
 

@@ -1,0 +1,299 @@
+import json
+import math
+import os
+
+import pytest
+import torch
+from tiny_pipelines import generator_config
+from transformers import TrainerCallback
+
+from generators.adapters import FullTuning, LoraTuning, load_adapter
+from generators.build import build_generator
+from mpo.config import LoraConfig, TrainConfig
+from mpo.trainer import (
+    DiffusionDPOTrainer,
+    PairDraws,
+    PreferencePairs,
+    last_checkpoint,
+    training_arguments,
+)
+
+KIND = "stable_diffusion"
+PROMPTS = ["a red circle", "b", "two"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_pipeline):
+    """Six pairs of two prompts' samples."""
+    generator = build_generator(generator_config(KIND, tiny_pipeline(KIND)))
+    conditioning = generator.encode_prompts(PROMPTS)
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    winner, loser = [0, 1, 2, 4, 5, 6], [3, 2, 3, 7, 4, 7]
+    names = [f"{a}>{b}" for a, b in zip(winner, loser, strict=True)]
+    return PreferencePairs(latents, conditioning, winner, loser, [0, 0, 0, 1, 1, 1], names)
+
+
+def settings(**changes):
+    defaults = {
+        "beta": 200.0,
+        "learning_rate": 1e-3,
+        "steps": 6,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "save_steps": 3,
+        "logging_steps": 1,
+        "lora": LoraConfig(rank=4, alpha=4),
+    }
+    return TrainConfig(**defaults | changes)
+
+
+def trainer(tiny_pipeline, pairs, folder, mode="lora", callbacks=None, dropout=0.0, seed=0, **changes):
+    generator = build_generator(generator_config(KIND, tiny_pipeline(KIND)), denoiser_only=True)
+    tuning = LoraTuning(generator, rank=4, dropout=dropout) if mode == "lora" else FullTuning(generator)
+    arguments = training_arguments(settings(**changes), folder, seed=seed, use_cpu=True, disable_tqdm=True)
+    return DiffusionDPOTrainer(tuning, arguments, pairs, callbacks)
+
+
+def trained(run):
+    return {
+        name: p.detach().clone()
+        for name, p in run.tuning.generator.model.named_parameters()
+        if p.requires_grad
+    }
+
+
+def losses(run):
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys() and len(a) > 0
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+def test_draws_depend_on_seed_pair_and_visit_alone(pairs, tiny_pipeline):
+    schedule = build_generator(generator_config(KIND, tiny_pipeline(KIND)), denoiser_only=True).schedule
+    draws = PairDraws(pairs, schedule, seed=5, length=18)
+    epochs = [[draws[i] for i in range(start, start + 6)] for start in (0, 6, 12)]
+    for epoch in epochs:
+        assert sorted(draw["pair"] for draw in epoch) == list(range(6))
+    assert [d["pair"] for d in epochs[0]] != [d["pair"] for d in epochs[1]]
+    visits = [{d["pair"]: d for d in epoch}[2] for epoch in epochs]
+    assert not torch.equal(visits[0]["noise"], visits[1]["noise"])
+    assert torch.equal(visits[0]["latents"], pairs.latents[[2, 3]])
+    # The same visit, asked for again, in a run of another length, or with the other pairs gone.
+    assert torch.equal(PairDraws(pairs, schedule, 5, 6)[4]["noise"], draws[4]["noise"])
+    fewer = PreferencePairs(pairs.latents, pairs.conditioning, [2], [3], [0], pairs.names[2:3])
+    alone = PairDraws(fewer, schedule, 5, 3)
+    for visit, draw in enumerate(visits):
+        assert torch.equal(alone[visit]["noise"], draw["noise"])
+        assert alone[visit]["timestep"] == draw["timestep"]
+    assert not torch.equal(PairDraws(fewer, schedule, 6, 1)[0]["noise"], visits[0]["noise"])
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_the_first_loss_is_log_2_and_its_gradient_is_not_zero(tiny_pipeline, pairs, tmp_path, mode):
+    run = trainer(tiny_pipeline, pairs, tmp_path, mode, steps=1, save_steps=10)
+    run.train()
+    first = run.state.log_history[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the Trainer logs four decimals
+    assert first["rewards/margins"] == first["rewards/chosen"] == first["errors/winner_excess"] == 0
+    assert first["grad_norm"] > 1e-3
+    batch = next(iter(run.get_train_dataloader()))
+    before = trainer(tiny_pipeline, pairs, tmp_path, mode)
+    output = before.preference_loss(before.model, batch)
+    assert torch.equal(output.loss, torch.full((4,), 2.0).log())
+
+
+def test_winner_and_loser_share_timestep_and_noise(tiny_pipeline, pairs, tmp_path):
+    """With the loser equal to the winner every error cancels, whatever the adapter does."""
+    same = PreferencePairs(
+        pairs.latents, pairs.conditioning, pairs.winner, pairs.winner, pairs.prompt, pairs.names
+    )
+    run = trainer(tiny_pipeline, same, tmp_path)
+    for parameter in trained(run):
+        torch.nn.init.normal_(run.tuning.generator.model.get_parameter(parameter).data, std=0.2)
+    output = run.preference_loss(run.model, next(iter(run.get_train_dataloader())))
+    assert output.winner_excess.abs().min() > 1e-5
+    assert torch.equal(output.winner_excess, output.loser_excess)
+
+
+def test_errors_are_those_of_the_definition(tiny_pipeline, pairs, tmp_path):
+    """e = mean((prediction - noise)^2) at x_t = sqrt(abar) x0 + sqrt(1 - abar) noise, one row at a time."""
+    run = trainer(tiny_pipeline, pairs, tmp_path)
+    reference = build_generator(generator_config(KIND, tiny_pipeline(KIND)))
+    for parameter in trained(run):
+        torch.nn.init.normal_(run.tuning.generator.model.get_parameter(parameter).data, std=0.2)
+    draw = run.train_dataset[0]
+    batch = run.data_collator([draw, run.train_dataset[1]])
+    chosen = run.preference_loss(run.model, batch).chosen_rewards[0]
+    abar = reference.pipe.scheduler.alphas_cumprod[draw["timestep"]]
+    x_t = abar.sqrt() * draw["latents"][0] + (1 - abar).sqrt() * draw["noise"]
+    conditioning = pairs.conditioning.rows([pairs.prompt[draw["pair"]]])
+    with torch.no_grad():
+        errors = [
+            (g.predict(x_t[None], draw["timestep"][None], conditioning)[0] - draw["noise"]).square().mean()
+            for g in (run.tuning.generator, reference)
+        ]
+    assert chosen == pytest.approx(-100 * (errors[0] - errors[1]).item(), rel=1e-3)
+
+
+def test_training_prefers_the_winner(tiny_pipeline, pairs, tmp_path):
+    """Winners alike, losers their opposite: there is something to learn, and the watch sees it."""
+    pattern = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    signed = pattern * torch.tensor([1, 1, 1, -1, 1, 1, 1, -1]).view(-1, 1, 1, 1)
+    easy = PreferencePairs(signed, pairs.conditioning, [0, 1, 4, 5], [3, 7, 3, 7], [0, 0, 1, 1], list("abcd"))
+    run = trainer(tiny_pipeline, easy, tmp_path, "full", steps=16, save_steps=100, logging_steps=4)
+    run.train()
+    first, *_, last, _ = run.state.log_history
+    assert last["loss"] < first["loss"] < math.log(2)
+    assert last["rewards/margins"] > first["rewards/margins"] and last["rewards/accuracies"] > 0.9
+    assert last["rewards/margins"] == pytest.approx(
+        last["rewards/chosen"] - last["rewards/rejected"], rel=1e-4
+    )
+    # reward = -beta/2 (e - ref_e), beta 200
+    assert last["rewards/chosen"] == pytest.approx(-100 * last["errors/winner_excess"], rel=1e-4)
+    assert last["rewards/rejected"] == pytest.approx(-100 * last["errors/loser_excess"], rel=1e-4)
+
+
+def test_accumulation_changes_nothing_but_rounding(tiny_pipeline, pairs, tmp_path):
+    whole = trainer(tiny_pipeline, pairs, tmp_path / "4x1")
+    whole.train()
+    split = trainer(tiny_pipeline, pairs, tmp_path / "1x4", micro_batch_size=1)
+    split.train()
+    assert losses(split) == pytest.approx(losses(whole), abs=2e-4)
+    for name, parameter in trained(whole).items():
+        torch.testing.assert_close(trained(split)[name], parameter, atol=2e-5, rtol=0)
+
+
+class Stop(TrainerCallback):
+    """Stops as a killed run does, after `steps` steps: no final save."""
+
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.steps:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_a_resumed_run_equals_a_straight_one(tiny_pipeline, pairs, tmp_path, mode):
+    dropout = 0.2 if mode == "lora" else 0.0  # so that the Trainer's random state matters too
+    straight = trainer(tiny_pipeline, pairs, tmp_path / "straight", mode, dropout=dropout)
+    straight.train()
+    killed = trainer(tiny_pipeline, pairs, tmp_path / "killed", mode, [Stop(5)], dropout)
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    checkpoint = last_checkpoint(tmp_path / "killed")
+    assert checkpoint.name == "checkpoint-3"
+    resumed = trainer(tiny_pipeline, pairs, tmp_path / "killed", mode, dropout=dropout)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert_equal(trained(resumed), trained(straight))
+    assert losses(resumed) == losses(straight)
+
+
+def test_resuming_at_the_last_step_keeps_the_result(tiny_pipeline, pairs, tmp_path):
+    straight = trainer(tiny_pipeline, pairs, tmp_path)
+    straight.train()
+    again = trainer(tiny_pipeline, pairs, tmp_path)
+    again.train(resume_from_checkpoint=str(last_checkpoint(tmp_path)))
+    assert_equal(trained(again), trained(straight))
+
+
+def test_a_torn_checkpoint_is_passed_over(tmp_path):
+    assert last_checkpoint(tmp_path) is None
+    for step in (20, 100, 120):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    (tmp_path / "checkpoint-120" / "trainer_state.json").write_text('{"global_')
+    (tmp_path / "checkpoint-140").mkdir()
+    assert last_checkpoint(tmp_path).name == "checkpoint-100"
+
+
+def test_checkpoints_hold_the_adapter_alone(tiny_pipeline, pairs, tmp_path):
+    run = trainer(tiny_pipeline, pairs, tmp_path)
+    run.train()
+    names = set(os.listdir(tmp_path / "checkpoint-6"))
+    assert names == {
+        "pytorch_lora_weights.safetensors",
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "trainer_state.json",
+    }
+    for file in ("optimizer.pt", "scheduler.pt"):
+        torch.load(tmp_path / "checkpoint-6" / file, weights_only=True)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_the_export_reproduces_the_tuned_samples(tiny_pipeline, pairs, tmp_path, mode):
+    run = trainer(tiny_pipeline, pairs, tmp_path, mode, steps=3)
+    run.train()
+    run.tuning.export(tmp_path / "export")
+    whole = build_generator(generator_config(KIND, tiny_pipeline(KIND)))
+    base = whole.sample(pairs.conditioning, [1, 2, 3]).latents
+    whole.pipe.unet = run.tuning.generator.model
+    tuned = whole.sample(pairs.conditioning, [1, 2, 3]).latents
+    if mode == "lora":
+        plain = build_generator(generator_config(KIND, tiny_pipeline(KIND)))
+        load_adapter(plain, tmp_path / "export")
+    else:
+        plain = build_generator(generator_config(KIND, tmp_path / "export"))
+    assert not torch.equal(tuned, base)
+    assert torch.equal(plain.sample(pairs.conditioning, [1, 2, 3]).latents, tuned)
+
+
+def test_a_loss_that_is_not_finite_names_step_pair_and_checkpoint(tiny_pipeline, pairs, tmp_path):
+    broken = pairs.latents.clone()
+    broken[7] = math.nan  # the loser of pairs 3 and 5
+    poisoned = PreferencePairs(
+        broken, pairs.conditioning, pairs.winner, pairs.loser, pairs.prompt, pairs.names
+    )
+    run = trainer(tiny_pipeline, poisoned, tmp_path, micro_batch_size=1, batch_size=1, save_steps=1)
+    order = [run.train_dataset[i]["pair"] for i in range(6)]
+    at = next(i for i, pair in enumerate(order) if pair in (3, 5))
+    with pytest.raises(ValueError) as error:
+        run.train()
+    message = str(error.value)
+    assert "\n" not in message
+    assert f"step {at + 1} " in message and pairs.names[order[at]] in message
+    if at:
+        assert f"checkpoint-{at} is kept" in message
+        assert last_checkpoint(tmp_path).name == f"checkpoint-{at}"
+
+
+def test_activation_checkpointing_changes_memory_not_the_result(tiny_pipeline, pairs, tmp_path):
+    plain = trainer(tiny_pipeline, pairs, tmp_path / "plain", steps=2)
+    plain.train()
+    saving = trainer(tiny_pipeline, pairs, tmp_path / "saving", steps=2, gradient_checkpointing=True)
+    saving.train()
+    assert saving.tuning.generator.model.is_gradient_checkpointing
+    for name, parameter in trained(plain).items():
+        torch.testing.assert_close(trained(saving)[name], parameter, atol=1e-6, rtol=0)
+
+
+def test_bf16_starts_at_log_2_too(tiny_pipeline, pairs, tmp_path):
+    run = trainer(tiny_pipeline, pairs, tmp_path, precision="bf16", steps=2, save_steps=10)
+    run.train()
+    assert run.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert all(parameter.dtype == torch.float32 for parameter in trained(run).values())
+
+
+def test_beta_per_element_is_printed_at_the_start(tiny_pipeline, pairs, tmp_path, capsys):
+    trainer(tiny_pipeline, pairs, tmp_path, steps=1).train()
+    # 200 on the mean of 4 x 8 x 8 = 256 elements is .78125 on their sum
+    assert "beta 200 on the mean of 256 latent elements acts as 0.781 per element" in capsys.readouterr().out
+
+
+def test_a_batch_that_does_not_divide_is_one_line():
+    with pytest.raises(ValueError, match=r"train.batch_size=10: .*micro_batch_size=4 times 2.*nearest is 8"):
+        training_arguments(settings(batch_size=10), "out", seed=0, processes=2)
+    with pytest.raises(ValueError, match="train.options.adam_beta3"):
+        training_arguments(settings(options={"adam_beta3": 0.9}), "out", seed=0)
+
+
+def test_no_pairs_is_one_line(tiny_pipeline, pairs, tmp_path):
+    with pytest.raises(ValueError, match="no pair"):
+        trainer(tiny_pipeline, PreferencePairs(pairs.latents, pairs.conditioning, [], [], [], []), tmp_path)
