@@ -3,9 +3,11 @@
 It checks the judge and evaluates runs; nothing is ever trained or paired with it.
 """
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
+import torch
 from scipy.ndimage import maximum_filter, uniform_filter
 
 from quickstart.world import (
@@ -18,8 +20,21 @@ from quickstart.world import (
     SPECK_COUNT,
     SPECK_RGB,
     SPECK_WIDTH,
+    right,
+    scenes_of,
     silhouette,
 )
+from rewards.checklist import PROMPT, Checklist, Question
+from rewards.judges.base import Answers, Failure
+from rewards.media import PER_SECOND, Media
+from rewards.vision_reward import VisionReward
+
+DIMENSIONS = {  # as in configs/checklists/quickstart.yaml, so that tables line up
+    "alignment": ("shape", "colour"),
+    "composition": ("place", "size"),
+    "setting": ("background",),
+    "quality": ("clear", "clean"),
+}
 
 CROP = 44  # pixels around the object that are compared with silhouettes
 RADIUS_GRID = np.linspace(RADII.min() - 1, RADII.max() + 1, 9)
@@ -143,3 +158,38 @@ def read(pictures: np.ndarray, chunk: int = 128) -> np.ndarray:
             f"pictures are {pictures.dtype} {pictures.shape}; the oracle reads uint8 [B, 64, 64, 3]"
         )
     return np.concatenate([_read(pictures[i : i + chunk]) for i in range(0, len(pictures), chunk)])
+
+
+class Oracle:
+    """A judge that reads pixels: asked "shape: PROMPT", it says whether the shape is as prompted."""
+
+    name = "oracle"
+    modality = "image"
+    frames = PER_SECOND
+    fingerprint = "quickstart-oracle-1"
+
+    def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
+        """Return certain answers about 64x64 pictures; a failure where the prompt names no scene."""
+        return [self._answer(item, asked) for item, asked in zip(media, questions, strict=True)]
+
+    def _answer(self, media: Media, questions: Sequence[str]) -> Answers | Failure:
+        facts, prompts = zip(*(question.split(": ", 1) for question in questions), strict=True)
+        try:
+            true = right(read(np.asarray(media.image)[None]), scenes_of(list(prompts[:1])))
+        except ValueError as error:
+            return Failure(str(error))
+        yes = torch.tensor([bool(true[fact][0]) for fact in facts])
+        certain = torch.tensor([0.0, -torch.inf])  # log 1 and log 0
+        return Answers(yes_logit=certain[(~yes).long()], no_logit=certain[yes.long()])
+
+
+class OracleReward(VisionReward):
+    """The oracle as one more reward: a dimension's score is the share of its facts that are right."""
+
+    def __init__(self):
+        facts = [
+            Question(fact, f"{fact}: {PROMPT}", dimension, fact, weight=1 / len(names))
+            for dimension, names in DIMENSIONS.items()
+            for fact in names
+        ]
+        super().__init__(Oracle(), Checklist("oracle", tuple(facts), coding="binary"))
