@@ -1,9 +1,9 @@
 """All questions about a picture in one pass, against one question after another.
 
-The plain loop does for every question what public releases do: prepare the pixels, encode them, run the whole
-prompt, read the first token. Ours encodes once, runs the prefix once, and packs the questions over its cache.
-Same random weights, same process, one thread. Seconds are those of the processor, so that other programs count
-little, and the two ways take turns.
+The plain loop does for every question what public releases do: prepare the pixels, encode them, run the
+whole prompt, read the first token. Ours encodes once, runs the prefix once, and packs the questions over its
+cache. Same random weights, same process, one thread. Seconds are those of the processor, so that other
+programs count little, and the two ways take turns.
 
     python benchmarks/one_pass_scoring.py
     python benchmarks/one_pass_scoring.py cogvlm2-video --questions 29
