@@ -1,7 +1,8 @@
-"""The bundled judge's architecture: a LLaVA of 2.1 M parameters, its tokenizer, and questions packed for training.
+"""The bundled judge's architecture: a LLaVA of 1.7 M parameters, its tokenizer, and its questions.
 
-A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into 4 visual tokens, which a Llama of 4
-layers reads before the question. All of it are classes that transformers ships; the saved folder is an ordinary one.
+A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into 4 visual tokens, which a
+Llama of 3 layers reads before the question. Every part is a class that transformers ships; the saved folder
+is an ordinary one.
 """
 
 import re
@@ -22,7 +23,7 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 VISUAL_TOKENS = 4
-WIDTH = 128  # of the language model
+WIDTH = 96  # of the language model
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 IMAGE, ANSWER = "<image>", "<answer>"
 CHAT_TEMPLATE = (
@@ -81,8 +82,8 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         "model_type": "llama",
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
-        "intermediate_size": 320,
-        "num_hidden_layers": 4,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 2048,
@@ -103,7 +104,7 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: str | Path) -> None:
-    """Write the folder that AutoProcessor and AutoModelForImageTextToText load; the weights in half precision."""
+    """Write the folder that AutoProcessor and AutoModelForImageTextToText load, in half precision."""
     processor.save_pretrained(folder)
     model.half().save_pretrained(folder)
     model.float()
@@ -111,7 +112,7 @@ def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder
 
 @dataclass(frozen=True)
 class QuestionBank:
-    """Questions as the chat template asks them, ready to be packed.
+    """Questions as the chat template asks them.
 
     ids [n, T]: the tokens after the picture, padded on the right; last [n]: where in them the answer is read.
     """
@@ -125,12 +126,9 @@ class QuestionBank:
         rows = []
         for text in texts:
             content = [{"type": "image"}, {"type": "text", "text": text}]
-            asked = processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-            rows.append(
-                processor.tokenizer(asked.removeprefix(prefix), add_special_tokens=False)["input_ids"]
-            )
+            chat = [{"role": "user", "content": content}]
+            question = processor.apply_chat_template(chat, add_generation_prompt=True).removeprefix(prefix)
+            rows.append(processor.tokenizer(question, add_special_tokens=False)["input_ids"])
         last = torch.tensor([len(row) - 1 for row in rows])
         ids = torch.full((len(rows), int(last.max()) + 1), processor.tokenizer.pad_token_id)
         for index, row in enumerate(rows):
@@ -138,41 +136,24 @@ class QuestionBank:
         return cls(ids, last)
 
 
-def packed_mask(questions: int, length: int) -> tuple[Tensor, Tensor]:
-    """Return the additive mask [1, 1, L, L] and positions [1, L] of questions packed behind one picture.
-
-    Every question sees the picture and what comes before in itself, no other question; its positions start anew,
-    so that its answer is what it would be alone.
-    """
-    prefix = 1 + VISUAL_TOKENS
-    owner = torch.cat([torch.full((prefix,), -1), torch.arange(questions).repeat_interleave(length)])
-    position = torch.cat([torch.arange(prefix), prefix + torch.arange(length).repeat(questions)])
-    order = torch.arange(len(owner))
-    seen = ((owner[None] == -1) | (owner[None] == owner[:, None])) & (order[None] <= order[:, None])
-    mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
-    return mask[None, None], position[None]
-
-
 def visual_tokens(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """Return the projected visual tokens [B, 4, WIDTH] of pixels [B, 3, 64, 64] in [-1, 1]."""
     return torch.stack(list(model.model.get_image_features(pixel_values=pixels).pooler_output))
 
 
-def packed_logits(model: LlavaForConditionalGeneration, visual: Tensor, ids: Tensor, last: Tensor) -> Tensor:
-    """Return the answer logits [B, K, V] to K questions about each picture, the picture read once.
+def question_logits(model: LlavaForConditionalGeneration, visual: Tensor, ids: Tensor, at: Tensor) -> Tensor:
+    """Return next-token logits [B, K, P, V] after P tokens of K questions about each picture.
 
-    visual [B, 4, WIDTH], ids [B, K, T] and last [B, K] as in `QuestionBank`.
+    visual [B, 4, WIDTH]: a picture is encoded once for all its questions; ids [B, K, T]; at [B, K, P]: which
+    tokens. Padding on the right is never seen, for attention is causal.
     """
     count, questions, length = ids.shape
     embed = model.get_input_embeddings()
-    start = embed(ids.new_full((count, 1), model.config.text_config.bos_token_id))
-    mask, position = packed_mask(questions, length)
+    start = embed(ids.new_full((count * questions, 1), model.config.text_config.bos_token_id))
+    words = embed(ids.flatten(0, 1))
     hidden = model.model.language_model(
-        inputs_embeds=torch.cat([start, visual, embed(ids.flatten(1))], dim=1),
-        attention_mask=mask.expand(count, 1, -1, -1),
-        position_ids=position.expand(count, -1),
+        inputs_embeds=torch.cat([start, visual.repeat_interleave(questions, dim=0), words], dim=1),
         use_cache=False,
     ).last_hidden_state[:, 1 + VISUAL_TOKENS :]
     hidden = hidden.view(count, questions, length, -1)
-    at = last[..., None, None].expand(-1, -1, 1, hidden.shape[-1])
-    return model.lm_head(hidden.gather(2, at).squeeze(2))
+    return model.lm_head(hidden.gather(2, at[..., None].expand(-1, -1, -1, hidden.shape[-1])))

@@ -1,7 +1,7 @@
 """What the bundled judge is asked about the bundled world, and the true answers.
 
-The checklist's questions lie in `configs/checklists/quickstart.yaml`; here are their truths, and the simpler questions
-about one attribute that the judge learns first.
+The checklist's questions lie in `configs/checklists/quickstart.yaml`; here are their truths, and simpler
+questions about one attribute, from which the judge learns faster.
 """
 
 import numpy as np
@@ -61,7 +61,7 @@ def open_question(attribute: str) -> str:
 def simple_questions() -> list[tuple[str, str, int | None]]:
     """Return (question, attribute, value) of every question about one attribute alone.
 
-    value None: answered with the attribute's own word. Otherwise: answered yes where the attribute has that value.
+    value None: answered with the attribute's own word. Otherwise: yes where the attribute has that value.
     """
     attributes = [name for name in NAMES if name != "present"]
     opened = [(open_question(name), name, None) for name in attributes]
