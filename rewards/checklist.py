@@ -271,8 +271,6 @@ def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
 
 def _check_columns(checklist: Checklist) -> None:
     where = f"checklist {checklist.name}"
-    if not checklist.columns:
-        raise ValueError(f"{where}: no question carries weight, so there is nothing to score")
     ids = [entry.id for entry in (*checklist.features, *checklist.questions)]
     for name in ids:
         if ids.count(name) > 1:
@@ -290,6 +288,8 @@ def _check_columns(checklist: Checklist) -> None:
                 f"{where}: subdimension {entry.subdimension!r} lies in {parents[entry.subdimension]!r} "
                 f"and in {entry.dimension!r}"
             )
+    if not checklist.columns:
+        raise ValueError(f"{where}: no question carries weight, so there is nothing to score")
     for question in checklist.questions:
         if not question.text.strip():
             raise ValueError(f"{where}: question {question.id!r} has no text")

@@ -165,8 +165,8 @@ def _read_video(path: Path, frames: str) -> Media:
             if index in wanted:
                 taken[index] = frame.asnumpy()
     except (RuntimeError, decord.DECORDError, StopIteration) as error:
-        what = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: neither an image nor a video that can be read ({what})") from None
+        reason = re.sub(r"(?is).*\berror:?", "", str(error)).strip() or "it ends before its last frame"
+        raise ValueError(f"{path}: neither an image nor a video that can be read ({reason})") from None
     finally:
         del reader  # closes the file
     duration = float(spans[-1, 1])
