@@ -1,0 +1,226 @@
+"""The page of a run, from artifacts written by the code that writes them in earnest."""
+
+import json
+import re
+from base64 import b64decode
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mpo.artifacts import Artifacts, Run
+from mpo.config import GRANULARITIES, RunConfig
+from mpo.evaluate import evaluation
+from mpo.objectives import at_granularity
+from mpo.pairs import choose_pairs, yield_report
+from mpo.report import CARDS, gather, page, picture, render, spread
+from mpo.scores import read_scores, write_names, write_scores
+from mpo.store import Artifact, write_json, write_table
+from rewards.checklist import Checklist, Question
+from rewards.scorecard import Scorecard, scorecard
+
+SAMPLES = {"prompt_id": "int64", "prompt": "string", "candidate": "int64", "seed": "int64", "media": "string"}
+PAIRS = {"prompt_id": "int64", "winner": "int64", "loser": "int64", "gap": "double"}
+CHECKLIST = Checklist(
+    "tiny",
+    tuple(
+        Question(name, f"Is the {name} right?", dimension, name, weight)
+        for name, dimension, weight in (
+            ("colour", "alignment", 1.0),
+            ("shape", "alignment", 0.5),
+            ("place", "composition", 1.0),
+            ("clarity", "quality", 0.7),
+            ("<specks>", "quality", 0.3),
+        )
+    ),
+)
+ODD = 'a <b>bold</b> "prompt" & 🦊'
+
+
+def plain(rng):
+    return np.broadcast_to(rng.integers(0, 256, 3, dtype=np.uint8), (64, 64, 3))
+
+
+def write_samples(folder, prompts, count, right, rng, draw=plain, checklist=CHECKLIST, missing=()):
+    """Artifacts of samples and of their scores, where a question is answered yes at the rate `right`."""
+    samples, scores = Artifact(folder / "samples", {}), Artifact(folder / "scores", {})
+    (samples.folder / "media").mkdir(parents=True)
+    scores.folder.mkdir()
+    rows, cards = [], []
+    for number, prompt in enumerate(prompts):
+        for candidate in range(count):
+            row = {"prompt_id": number, "prompt": prompt, "candidate": candidate, "seed": 7}
+            rows.append(row | {"media": f"media/{number:06d}-{candidate:02d}.png"})
+            Image.fromarray(draw(rng)).save(samples.folder / rows[-1]["media"])
+            p_yes = torch.tensor(rng.random(len(checklist.ids)) < right).double() * 0.9 + 0.05
+            if (number, candidate) in missing:
+                cards.append(
+                    Scorecard("x", prompt, "tiny", "sum", "signed", missing="the picture is corrupt")
+                )
+            else:
+                found = checklist.score(p_yes)
+                cards.append(scorecard("x", prompt, checklist, found, p_yes, torch.zeros(len(p_yes)), {}))
+    write_table(samples.shard("candidates", 0), rows, SAMPLES)
+    write_names(scores, checklist)
+    write_scores(scores, 0, [(row["prompt_id"], row["candidate"]) for row in rows], cards, checklist)
+    return samples, scores
+
+
+def fake_run(folder, heldout=6, prompts=5, candidates=4, draw=plain, checklist=CHECKLIST, text=ODD):
+    """A run with everything but the report, made from random answers."""
+    rng = np.random.default_rng(0)
+    names = [f"{text} {number}" for number in range(max(heldout, prompts))]
+    missing = {(0, 0)}
+    drawn, scored = write_samples(
+        folder / "a", names[:prompts], candidates, 0.7, rng, draw, checklist, missing
+    )
+    base, base_scores = write_samples(folder / "b", names[:heldout], 1, 0.6, rng, draw, checklist)
+    tuned, tuned_scores = write_samples(folder / "c", names[:heldout], 1, 0.9, rng, draw, checklist, missing)
+    rest = [Artifact(folder / name, {}) for name in ("pairs", "training", "evaluation", "report")]
+    for artifact in rest:
+        artifact.folder.mkdir()
+    pairs, training, evaluated, report = rest
+    config = RunConfig(name="fox & <hen>", run_dir=str(folder / "run"))
+    made = Artifacts(
+        drawn, scored, pairs, training, base, base_scores, base_scores, tuned, tuned_scores, tuned_scores,
+        evaluated, report,
+    )  # fmt: skip
+    run = Run(config, names[:prompts], names[:heldout], made)
+    levels = read_scores(scored).levels
+    found = {name: at_granularity(levels, name, {}) for name in GRANULARITIES}
+    chosen = choose_pairs(found["dimension"], config.pairs, 0)
+    columns = (chosen.prompt, chosen.winner, chosen.loser, chosen.gap)
+    rows = [dict(zip(PAIRS, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)]
+    write_table(pairs.folder / "pairs.parquet", rows, PAIRS)
+    write_json(pairs.folder / "yield.json", yield_report(found, [0.05, 0.1, 0.4]).to_dict())
+    write_json(evaluated.folder / "evaluation.json", evaluation(run))
+    keys = (
+        "loss",
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/margins",
+        "rewards/accuracies",
+        "grad_norm",
+    )
+    keys += ("errors/winner_excess", "errors/loser_excess")
+    log = [{"step": step, **{key: float(rng.normal()) / step for key in keys}} for step in range(10, 160, 10)]
+    (training.folder / "log.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*log, {"step": 150}])
+    )
+    return run
+
+
+class Tags(HTMLParser):
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.text = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return fake_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def html(run):
+    return render(run)
+
+
+def test_the_page_needs_nothing_but_itself(html):
+    assert not re.search(r'(src|href)="(?!data:|#)', html)
+    assert "http" not in html and "url(" not in html and "@import" not in html
+    assert not Tags(html).all("link") and not Tags(html).all("script")
+
+
+def test_names_and_prompts_are_escaped(html):
+    tags = Tags(html)
+    assert "<b>bold" not in html and "<hen>" not in html and "<specks>" not in html
+    assert any(ODD in text for text in tags.text)
+
+
+def test_pictures_are_those_of_the_cards(run, html):
+    report = gather(run)
+    cards = (*report.heldout.cards, *report.pairs.cards)
+    images = [image["src"] for image in Tags(html).all("img")]
+    assert len(images) == 2 * len(cards) and len(report.heldout.cards) == 5  # one of 6 has no score
+    shown = [b64decode(source.split(",")[1]) for source in images]
+    assert shown == [path.read_bytes() for card in cards for path in card.pictures]
+
+
+def test_cards_show_both_scores_and_their_change(run):
+    report = gather(run)
+    made = run.artifacts
+    base, tuned = (read_scores(artifact).levels for artifact in (made.base_scores, made.tuned_scores))
+    names = base["dimension"][0]
+    assert names == ("alignment", "composition", "quality")
+    changes = []
+    for card in report.heldout.cards:
+        number = int(card.pictures[0].stem.split("-")[0])
+        assert card.pictures[1].name == card.pictures[0].name and card.pictures[1].parts[-4] == "c"
+        for k, name in enumerate(names):
+            expected = (base["dimension"][1][number, 0, k].item(), tuned["dimension"][1][number, 0, k].item())
+            assert card.scores["judge"][name] == expected == card.scores["oracle"][name]
+        changes.append(card.change)
+        assert card.change == pytest.approx(
+            sum(after - before for before, after in card.scores["judge"].values())
+        )
+    assert changes == sorted(changes, reverse=True)
+
+
+def test_a_pair_shows_the_loser_first(run):
+    for card in gather(run).pairs.cards:
+        assert card.change >= run.config.pairs.margin
+        assert all(after >= before for before, after in card.scores["judge"].values())  # it dominates
+
+
+def test_the_page_states_what_the_evaluation_says(run, html):
+    text = " ".join(" ".join(Tags(html).text).split())
+    content = json.loads((run.artifacts.evaluation.folder / "evaluation.json").read_text())
+    assert f"{content['judge']['prompts']} held-out prompts" in text and "1 more without a score" in text
+    for row in content["judge"]["dimensions"].values():
+        assert f"{row['delta']:+.3f}".replace("-", "\N{MINUS SIGN}")[:5] in text
+    assert "1 (the picture is corrupt)" in text
+
+
+def test_a_curve_without_a_finite_value_is_left_out(run):
+    report = gather(run)
+    assert page(report).count("<figcaption>Loss</figcaption>") == 1
+    for row in report.log:
+        row["loss"] = float("nan")
+    assert "<figcaption>Loss</figcaption>" not in page(report)
+
+
+def test_what_fell_is_flagged(run):
+    report = gather(run)
+    assert "▼ fell" not in page(report)
+    report.evaluation["oracle"]["regressions"] = ["quality"]
+    assert page(report).count("▼ fell") == 1
+
+
+def test_the_spread_has_both_ends():
+    assert spread(5, 24) == [0, 1, 2, 3, 4]
+    assert spread(1000, 4) == [0, 333, 666, 999]
+    ranks = spread(800, CARDS)
+    assert len(set(ranks)) == CARDS and ranks[0] == 0 and ranks[-1] == 799
+
+
+def test_large_pictures_are_scaled_down(tmp_path):
+    path = tmp_path / "large.png"
+    Image.new("RGB", (1024, 512), (200, 30, 30)).save(path)
+    kind, content = picture(path).split(";base64,")
+    image = Image.open(BytesIO(b64decode(content)))
+    assert kind == "data:image/jpeg" and image.size == (256, 128)
+    assert np.abs(np.array(image).astype(int) - (200, 30, 30)).max() < 6
