@@ -67,8 +67,9 @@ esac
 # `accelerate launch --cpu` starts a single process; without a GPU these go to the CPU by the variable.
 if ! nvidia-smi --list-gpus >/dev/null 2>&1; then
     export ACCELERATE_USE_CPU=true
-    threads=$(($(getconf _NPROCESSORS_ONLN) / processes))
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((threads > 0 ? threads : 1))}
+    # As many threads as one process takes: sums in another order would give other candidates.
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$("$python" -c 'import torch; print(torch.get_num_threads())')}
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 fi
 exec "$python" -m accelerate.commands.launch --multi_gpu --num_processes "$processes" --num_machines 1 \
     --mixed_precision no --dynamo_backend no --module mpo "$@"

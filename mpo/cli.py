@@ -126,6 +126,8 @@ def build() -> None:
 
 def main() -> None:
     """Run the command line; what the user can mend is one line on stderr and exit code 2."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notes and bars would bury the run's own
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app()
     except (ValueError, OSError) as error:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
+import transformers
 from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
@@ -47,6 +49,8 @@ class Session:
 def run_stages(run: Run, until: str = "report") -> None:
     """Run the stages up to `until`; what is complete is skipped, what was begun goes on."""
     check(run)
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()
     session = Session(run, join(run.config.generator.device), Models(run.config))
     for stage in STAGES[: STAGES.index(until) + 1]:
         match stage:
@@ -130,8 +134,11 @@ def pair(session: Session) -> None:
     def work() -> Mapping[str, Any] | None:
         if not session.process.is_main_process:
             return None
-        levels = read_scores(artifacts.scores).levels
-        by_granularity = _objectives(levels, config)
+        table = read_scores(artifacts.scores)
+        if table.missing:
+            prompt, candidate, reason = table.missing[0]
+            print(f"{len(table.missing)} candidates without a score, as {prompt}-{candidate}: {reason}")
+        by_granularity = _objectives(table.levels, config)
         chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, config.seed)
         margins = [factor * config.pairs.margin for factor in MARGINS]
         write_json(artifacts.pairs.folder / "yield.json", yield_report(by_granularity, margins).to_dict())

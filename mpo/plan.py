@@ -73,7 +73,7 @@ def plan_table(run: Run) -> None:
     )
     for step in planned:
         disk = "" if step.artifact.done or not step.disk else _bytes(step.disk)
-        table.add_row(step.stage, step.work, step.calls, disk, f"{step.state}  {step.artifact.name}")
+        table.add_row(step.stage, step.work, step.calls, disk, step.state)
     console = Console(soft_wrap=True)
     console.print(table)
     wanted = sum(step.disk or 0 for step in planned if not step.artifact.done)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -38,7 +38,12 @@ def make(
         with artifact.lock() if process.is_main_process else nullcontext():
             if not _agreed(artifact.done, process):  # another run may have made it while this one waited
                 artifact.folder.mkdir(parents=True, exist_ok=True)
-                facts = work()
+                try:
+                    facts = work()
+                except BaseException:
+                    with suppress(OSError):  # not empty: what was made is kept
+                        artifact.folder.rmdir()
+                    raise
                 process.wait_for_everyone()
                 if process.is_main_process:
                     artifact.finish(facts or {})

@@ -1,0 +1,71 @@
+"""A whole run on tiny random models of the real classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_vlms import make_model
+
+QUESTIONS = ("clear", "very clear", "the [[prompt]]", "an image", "question", "yes or no")
+
+
+@pytest.fixture(scope="session")
+def tiny_inputs(tmp_path_factory, tiny_pipeline) -> Path:
+    """A folder with a judge, a checklist of 3 dimensions and 6 questions, and prompts of every awkward kind."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_model("llava", folder / "judge")
+    questions = {
+        f"q{i}": {"text": f"Is it {q}?", "dimension": f"d{i % 3}", "subdimension": f"s{i}", "weight": 1.0}
+        for i, q in enumerate(QUESTIONS)
+    }
+    checklist = {"name": "tiny", "coding": "signed", "reduction": "sum", "questions": questions}
+    (folder / "checklist.yaml").write_text(yaml.safe_dump(checklist))
+    (folder / "train.jsonl").write_text(
+        '{"prompt": "a \\"quoted\\" cat\'s ${hat}"}\n{"prompt": "two\\nlines"}\n{"prompt": "a 🦊 in 雪"}\n'
+        f'{{"prompt": "{"long " * 400}"}}\n{{"prompt": "plain"}}\n',
+        encoding="utf-8",
+    )
+    (folder / "heldout.txt").write_text("first\nsecond\nthird\n")
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tmp_path, tiny_inputs, tiny_pipeline) -> Callable[..., Path]:
+    """Write the config of a tiny run whose store and folder lie in `tmp_path`; keywords replace sections' keys."""
+
+    def write(name: str = "tiny", **changes: dict) -> Path:
+        config = {
+            "name": name,
+            "run_dir": str(tmp_path / name),
+            "store": str(tmp_path / "store"),
+            "prompts": {
+                "train": str(tiny_inputs / "train.jsonl"),
+                "heldout": str(tiny_inputs / "heldout.txt"),
+            },
+            "generator": {"path": str(tiny_pipeline("stable_diffusion")), "steps": 2, "device": "cpu"},
+            "generate": {"candidates": 4, "batch_size": 4, "shard_size": 2},
+            "reward": {
+                "judge": str(tiny_inputs / "judge"),
+                "checklist": str(tiny_inputs / "checklist.yaml"),
+                "min_mass": 0.0,  # a random judge's probability goes anywhere
+                "device": "cpu",
+            },
+            "train": {
+                "steps": 4,
+                "batch_size": 4,
+                "micro_batch_size": 2,
+                "save_steps": 2,
+                "lora": {"rank": 2},
+            },
+            "evaluate": {"bootstrap": 100},
+        }
+        for section, values in changes.items():
+            config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write

@@ -1,0 +1,71 @@
+import pytest
+
+from mpo.config import PromptsConfig
+from mpo.prompts import prompt_sets, read_prompts
+from mpo.store import write_table
+
+AWKWARD = ['say "hi"', "it's", "two\nlines", "🦊 in 雪", "x" * 2000, "a, b; ${c} {d}"]
+
+
+def test_awkward_prompts_come_through_every_format_that_can_hold_them(tmp_path):
+    import csv
+    import json
+
+    rows = [{"prompt": prompt, "other": 1} for prompt in AWKWARD]
+    (tmp_path / "p.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    with (tmp_path / "p.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["other", "prompt"])
+        writer.writeheader()
+        writer.writerows(rows)
+    write_table(tmp_path / "p.parquet", rows, {"prompt": "string", "other": "int64"})
+    single = [prompt for prompt in AWKWARD if "\n" not in prompt]
+    (tmp_path / "p.txt").write_text("\n\n".join(single), encoding="utf-8")
+    for suffix in ("jsonl", "csv", "parquet"):
+        assert read_prompts(tmp_path / f"p.{suffix}") == AWKWARD
+    assert read_prompts(tmp_path / "p.txt") == single
+
+
+def test_repeats_are_dropped_and_order_kept(tmp_path):
+    (tmp_path / "p.txt").write_text("b\r\na\r\nb\r\n\r\n c \n")
+    assert read_prompts(tmp_path / "p.txt") == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", b"\n \n", "holds no prompt"),
+        ("p.txt", b"ok\n\xff", "not UTF-8 at byte 3"),
+        ("p.md", b"a", "prompt files end in .txt, .jsonl, .csv or .parquet, not '.md'"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": ', "line 2 is not JSON"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"text": "b"}', "row 2 has no prompt"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": 3}', "row 2 has no prompt"),
+        ("p.jsonl", b'"a"', "row 1 has no prompt"),
+        ("p.csv", b"text\na", "row 1 has no prompt"),
+        ("p.parquet", b"no table", "no parquet table with a `prompt` column"),
+    ],
+)
+def test_bad_files_are_one_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        read_prompts(tmp_path / name)
+    assert message in str(caught.value)
+    assert str(tmp_path / name) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_and_missing_column(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such prompt file"):
+        read_prompts(tmp_path / "p.txt")
+    write_table(tmp_path / "p.parquet", [{"text": "a"}], {"text": "string"})
+    with pytest.raises(ValueError, match="`prompt` column"):
+        read_prompts(tmp_path / "p.parquet")
+
+
+def test_limits_cut_before_the_sets_are_compared(tmp_path):
+    (tmp_path / "a.txt").write_text("1\n2\n3")
+    (tmp_path / "b.txt").write_text("4\n3")
+    config = PromptsConfig(str(tmp_path / "a.txt"), str(tmp_path / "b.txt"))
+    with pytest.raises(ValueError, match="1 of its prompts are training prompts too, such as '3'"):
+        prompt_sets(config)
+    config.train_limit = 2
+    assert prompt_sets(config) == (["1", "2"], ["4", "3"])
