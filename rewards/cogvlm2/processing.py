@@ -22,16 +22,15 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """Pixels [I, 3, S, S] from 0..255 to the scale that the tower was trained on."""
-    mean, std = (torch.tensor(values, device=pixels.device).view(3, 1, 1) for values in (MEAN, STD))
-    return (pixels / 255 - mean) / std
+def normalise(plane: Tensor, colour: int) -> Tensor:
+    """One colour of uint8 pixels on the scale that the tower was trained on."""
+    return plane.float().div_(255).sub_(MEAN[colour]).div_(STD[colour])
 
 
 def image_pixels(image: Image.Image, side: int) -> Tensor:
     """[1, 3, S, S] of an RGB image: PIL's bicubic resize to a square, whatever the aspect."""
-    square = image.resize((side, side), Image.Resampling.BICUBIC)
-    return normalise(torch.from_numpy(np.asarray(square, dtype=np.float32)).permute(2, 0, 1)[None])
+    square = torch.from_numpy(np.array(image.resize((side, side), Image.Resampling.BICUBIC)))
+    return torch.stack([normalise(square[..., colour], colour) for colour in range(3)])[None]
 
 
 def frame_pixels(frames: Tensor, side: int) -> Tensor:
@@ -39,15 +38,15 @@ def frame_pixels(frames: Tensor, side: int) -> Tensor:
     height, width = frames.shape[1:3]
     short = min(height, width)
     size = (math.floor(height / short * side), math.floor(width / short * side))
-    # One frame at a time: a clip in full size would take gigabytes in float32.
-    resized = [
-        torch.nn.functional.interpolate(
-            frame.permute(2, 0, 1)[None].float(), size=size, mode="bilinear", align_corners=False
-        )
-        for frame in frames
-    ]
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)  # halves go to the even number
-    return normalise(torch.cat(resized)[..., top : top + side, left : left + side])
+    planes = []
+    for colour in range(
+        3
+    ):  # a whole clip in float32 is large; and frames as channels round as in the release
+        plane = normalise(frames[..., colour], colour)[None]
+        resized = torch.nn.functional.interpolate(plane, size=size, mode="bilinear", align_corners=False)
+        planes.append(resized[0, :, top : top + side, left : left + side])
+    return torch.stack(planes, dim=1)
 
 
 class CogVLM2Processor:

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -107,19 +107,19 @@ class CogVLM2Judge:
     @torch.inference_mode()
     def logits(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
         """First-token logits [B, Q, V] of media with equally many pictures and questions."""
-
-        @find_executable_batch_size(starting_batch_size=self.batch_size)
-        def run(batch_size: int) -> Tensor:
-            self.batch_size = batch_size
-            batches = (slice(start, start + batch_size) for start in range(0, len(media), batch_size))
-            return torch.cat([self._batch(media[batch], questions[batch]) for batch in batches])
-
-        try:
-            return run()
-        except RuntimeError as error:
-            if "No executable batch size" in str(error):
-                raise ValueError(f"{self.name}: not enough memory for a single {self.modality}") from None
-            raise
+        found: list[Tensor] = []
+        while len(found) < len(media):
+            batch = slice(len(found), len(found) + self.batch_size)
+            size = len(media[batch])
+            try:
+                found.extend(self._batch(media[batch], questions[batch]))
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if size == 1:
+                    raise ValueError(f"{self.name}: not enough memory for a single {self.modality}") from None
+                self.batch_size = size // 2
+        return torch.stack(found)
 
     def _batch(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
         """Prefix once, then packed questions over its cache."""

@@ -1,0 +1,153 @@
+"""The CogVLM2 judge: one pass equals the plain loop and the recorded answers of the reference."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from golden_cogvlm2 import FOLDER, asked, clip, close, judge, picture, recorded
+from PIL import Image
+
+from rewards.checklist import Checklist
+from rewards.judges import cogvlm2, packing
+from rewards.judges.base import Failure
+from rewards.judges.cogvlm2 import CogVLM2Judge
+from rewards.judges.yes_no import Spellings
+from rewards.media import load_media
+
+SHARED = Path(__file__).parents[3] / "shared"
+YES, NO = 261, 260  # the spellings that the reference counts
+
+
+def test_one_pass_matches_the_recorded_video_logits():
+    logits = judge("video").logits([clip()], [asked("video")])
+    close(logits[0], recorded("video")["last_logits"])
+
+
+def test_one_pass_matches_the_recorded_image_logits():
+    logits = judge("image").logits([picture()], [asked("image", "questions")])
+    close(logits[0], recorded("image")["last_logits"])
+    logits = judge("image").logits([picture()], [asked("image")])
+    close(logits[0][:, [YES, NO]], recorded("image")["checklist_yes_no"])
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_one_pass_equals_one_question_at_a_time(kind):
+    media = {"image": picture, "video": clip}[kind]()
+    questions = asked(kind)[:6]
+    plain = torch.stack([judge(kind).logits_plainly(media, question) for question in questions])
+    close(judge(kind).logits([media], [questions])[0], plain, atol=1e-4)
+    answers, single = (
+        judge(kind).answer([media], [questions])[0],
+        judge(kind).answer_plainly(media, questions[2]),
+    )
+    close(answers.yes_logit[2], single.yes_logit[0], atol=1e-4)
+    close(answers.p_yes[2], single.p_yes[0], atol=1e-4)
+    close(answers.outside[2], single.outside[0], atol=1e-4)
+
+
+def test_many_questions_are_split_and_equal():
+    questions = asked("image") * 3
+    widths = [len(judge("image").processor.text(question)) for question in questions]
+    assert len(list(packing.split_packs(widths, 7))) > 1
+    logits = judge("image").logits([picture()], [questions])[0]
+    close(logits[:30], logits[60:], atol=2e-5)
+
+
+def test_a_batch_of_clips_equals_clips_alone():
+    """Lengths of clips and prompts differ, and so do numbers of questions; one item is no clip."""
+    media = [clip(3), clip(5), picture(), clip(3), clip(4)]
+    questions = [asked("video")[start:stop] for start, stop in ((0, 4), (3, 7), (0, 2), (8, 12), (1, 2))]
+    together = judge("video").answer(media, questions)
+    assert isinstance(together[2], Failure) and "image given" in together[2].reason
+    for row in (0, 1, 3, 4):
+        alone = judge("video").answer([media[row]], [questions[row]])[0]
+        close(together[row].yes_logit, alone.yes_logit, atol=5e-5)
+        close(together[row].no_logit, alone.no_logit, atol=5e-5)
+
+
+def test_pictures_in_one_batch_stay_apart():
+    other = load_media(Image.effect_noise((40, 30), 90).convert("RGB"))
+    questions = [asked("image")[:5], asked("image")[5:10]]
+    both = judge("image").logits([picture(), other], questions)
+    for row, item in enumerate((picture(), other)):
+        close(both[row], judge("image").logits([item], [questions[row]])[0], atol=2e-5)
+
+
+def test_batch_size_is_found(monkeypatch):
+    """Memory that holds two clips: the batch shrinks from 8 to 2, the answers stay, and the size is kept."""
+    patient = CogVLM2Judge(judge("video").model, judge("video").processor, "video", batch_size=8)
+    media, questions = [clip(2)] * 5, [asked("video")[row : row + 1] for row in range(5)]
+    expected = patient.logits(media, questions)
+    whole, sizes = CogVLM2Judge._batch, []
+
+    def batch(self, media, questions):
+        sizes.append(len(media))
+        if len(media) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(self, media, questions)
+
+    monkeypatch.setattr(CogVLM2Judge, "_batch", batch)
+    close(patient.logits(media, questions), expected, atol=5e-5)
+    assert sizes == [5, 2, 2, 1] and patient.batch_size == 2
+    monkeypatch.setattr(CogVLM2Judge, "_batch", lambda *_: batch(patient, range(3), None))
+    with pytest.raises(ValueError, match="video: not enough memory for a single video"):
+        patient.logits(media, questions)
+
+
+def test_the_cached_prefix_is_not_copied_per_question():
+    """Keys of a layer that attention sees: prefix and questions once, in one row."""
+    seen = []
+    layer = judge("video").model.model.layers[0].self_attn
+    original = packing.rewind
+
+    def shapes(cache, length):
+        original(cache, length)
+        seen.append(tuple(cache.layers[0].keys.shape))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cogvlm2, "rewind", shapes)
+        judge("video").logits([clip(4)], [asked("video")])
+    assert seen == [(1, layer.config.num_multi_query_heads, 1 + 4 * 67, 16)] * len(seen) and len(seen) >= 1
+
+
+def test_fingerprint_tells_template_and_weights_apart():
+    model = judge("video").model
+    prints = {
+        CogVLM2Judge.load(FOLDER / "video", template=template, dtype=dtype, device="cpu").fingerprint
+        for template, dtype in (("chat", "float32"), ("vqa", "float32"), ("chat", "bfloat16"))
+    }
+    assert len(prints | {judge("image").fingerprint}) == 4
+    assert CogVLM2Judge(model, judge("video").processor, "elsewhere").fingerprint in prints
+
+
+def test_wrong_folders_say_so_in_one_line(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CogVLMForCausalLM"]}))
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        CogVLM2Judge.load(tmp_path, device="cpu")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="dtype 'half' is unknown"):
+        CogVLM2Judge.load(FOLDER / "image", dtype="half", device="cpu")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the release's weights and recorded scores lie in ../shared")
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_answers_and_score_of_the_release(kind, monkeypatch):
+    """The release counts "yes" only where it is the likeliest token of all; we compare it with "no"."""
+    expected = json.loads((SHARED / "golden" / "cogvlm2" / kind / "questions.json").read_text())
+    media = {"image": picture, "video": clip}[kind]()
+    questions = expected.get("select_questions") or [row["query"] for row in expected["rows"]]
+    likeliest = judge(kind).logits([media], [questions])[0].argmax(-1)
+    said_yes = likeliest == YES
+    assert (said_yes.long() * 2 - 1).tolist() == expected["answers"]
+
+    checklist = Checklist.from_release(SHARED / "visionreward" / kind, kind)
+    feature = torch.tensor([[0.5]]) if kind == "image" else None
+    score = checklist.score(said_yes.double()[None], feature).total.item()
+    assert score == pytest.approx(expected.get("score") or expected["score_with_alignment_0.5"], abs=1e-7)
+
+    monkeypatch.setattr(judge(kind), "words", Spellings(yes=(YES,), no=(NO,)))
+    answers = judge(kind).answer([media], [questions])[0]
+    decided = (likeliest == YES) | (likeliest == NO)
+    assert decided.sum() == {"image": 27, "video": 26}[kind]
+    assert torch.equal((answers.p_yes > 0.5)[decided], said_yes[decided])
