@@ -13,6 +13,7 @@ from scipy.ndimage import maximum_filter, uniform_filter
 from quickstart.world import (
     ATTRIBUTES,
     BACKGROUND_RGB,
+    BLUR_OPACITY,
     CENTRE_XY,
     OBJECT_RGB,
     RADII,
@@ -40,20 +41,25 @@ CROP = 44  # pixels around the object that are compared with silhouettes
 RADIUS_GRID = np.linspace(RADII.min() - 1, RADII.max() + 1, 9)
 SIGMA_GRID = np.array([0.0, 0.6, 1.1, 1.4, 1.8, 2.3, 2.7, 3.1])
 SIZE_LIMIT = (RADII[0].max() + RADII[1].min()) / 2  # pixels: between small and large
-BLUR_LIMITS = (0.8, 2.0)  # pixels: between the levels' sigmas
+OPACITY_LIMITS = tuple(np.convolve(BLUR_OPACITY, (0.5, 0.5), "valid")[::-1])  # halfway between levels
 SPECK_LIMITS = (1, (SPECK_COUNT[1][1] + SPECK_COUNT[2][0]) / 2)  # specks: between the levels' counts
-LEAST_AREA = 50.0  # pixels of coverage below which there is no object
+LEAST_AREA = 25.0  # pixels of coverage below which there is no object
 
 
 @cache
 def _explanations() -> tuple[np.ndarray, np.ndarray]:
-    """Return silhouettes of unit norm [T, CROP * CROP] and what they show [T, 3]: shape, radius, sigma."""
+    """Return silhouettes of unit norm [T, CROP * CROP] and what they show [T, 4].
+
+    The columns are shape, radius, sigma, and the opacity that a unit's worth of the silhouette stands for.
+    """
     shapes = range(len(ATTRIBUTES["shape"]))
     shown = np.array([(s, r, b) for s in shapes for r in RADIUS_GRID for b in SIGMA_GRID])
     low = (SIZE - CROP) // 2
     drawn = [silhouette(int(s), r, b)[low : low + CROP, low : low + CROP].ravel() for s, r, b in shown]
     masks = np.stack(drawn)
-    return masks / np.linalg.norm(masks, axis=1, keepdims=True), shown
+    return masks / np.linalg.norm(masks, axis=1, keepdims=True), np.c_[
+        shown, 1 / np.linalg.norm(masks, axis=1)
+    ]
 
 
 def _nearest(colours: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -88,16 +94,18 @@ def _crops(coverage: np.ndarray, centre: np.ndarray) -> np.ndarray:
 
 
 def _explain(coverage: np.ndarray, centroid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return shape, radius, sigma [B, 3] of the silhouette most like the coverage, and its centre [B, 2]."""
+    """Return shape, radius, opacity [B, 3] of the silhouette most like the coverage, its centre [B, 2]."""
     masks, shown = _explanations()
     best, found, centre = np.full(len(coverage), -1.0), np.zeros((len(coverage), 3)), centroid.copy()
     nearest = np.rint(centroid).astype(int)
     for shift in np.stack(np.meshgrid((-1, 0, 1), (-1, 0, 1)), axis=-1).reshape(-1, 2):
         crops = _crops(coverage, nearest + shift).reshape(len(coverage), -1)
-        likeness = crops @ masks.T / np.maximum(np.linalg.norm(crops, axis=1, keepdims=True), 1e-6)
+        likeness = crops @ masks.T  # the best one also has the least squared error
         index, value = likeness.argmax(1), likeness.max(1)
         better = value > best
-        best[better], found[better] = value[better], shown[index[better]]
+        shape, radius, _, unit = shown[index].T
+        found[better] = np.stack([shape, radius, value * unit], axis=1)[better]
+        best[better] = value[better]
         centre[better] = (nearest + shift)[better]
     return found, centre
 
@@ -122,13 +130,13 @@ def _read(pictures: np.ndarray) -> np.ndarray:
     present = area > LEAST_AREA
 
     pixels = np.arange(SIZE, dtype=np.float32)
-    weight = coverage * (coverage > 0.25)
+    weight = coverage * (coverage > 0.15)
     mass = np.maximum(weight.sum((1, 2)), 1e-6)
     centroid = np.stack(
         [(weight.sum(2) * pixels).sum(1) / mass, (weight.sum(1) * pixels).sum(1) / mass], axis=1
     )
     explained, centre = _explain(coverage, centroid)
-    shape, radius, sigma = explained.T
+    shape, radius, opacity = explained.T
 
     level = uniform_filter(specks, (0, SPECK_WIDTH, SPECK_WIDTH), mode="constant")
     level = np.where(uniform_filter(coverage, (0, 3, 3)) > 0.2, 0.0, level)
@@ -140,7 +148,7 @@ def _read(pictures: np.ndarray) -> np.ndarray:
             (radius > SIZE_LIMIT).astype(int),
             _nearest(centre[:, ::-1], CENTRE_XY),
             background,
-            np.digitize(sigma, BLUR_LIMITS),
+            2 - np.digitize(opacity, OPACITY_LIMITS),
             np.digitize(peaks.sum((1, 2)), SPECK_LIMITS),
             present.astype(int),
         ],

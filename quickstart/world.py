@@ -31,6 +31,7 @@ SPECK_RGB = np.array([(20, 20, 20), (236, 236, 236), (20, 20, 20), (20, 20, 20)]
 CENTRE_XY = np.array([(-14, 0), (14, 0), (0, -14), (0, 14), (0, 0)]) + SIZE // 2  # by place
 RADII = np.array([(7.6, 8.2, 8.8), (12.6, 13.4, 14.2)])  # by size: pixels, three variants
 BLUR_SIGMA = (0.0, 1.4, 2.7)  # pixels
+BLUR_OPACITY = (1.0, 0.72, 0.46)  # blur fades too: a small autoencoder keeps a shade better than an edge
 SPECK_COUNT = ((0, 0), (3, 4), (12, 15))  # lowest and highest, by level
 SPECK_WIDTH = 3
 CENTRE_JITTER = 2  # pixels, either way
@@ -111,7 +112,8 @@ def render(scenes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     pixels = np.arange(SIZE)[None] + SIZE  # a silhouette's centre lies at pixel SIZE of its canvas
     columns, rows = pixels - centre[:, :1], pixels - centre[:, 1:]
     coverage = masks[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    coverage = coverage * present[:, None, None].astype(np.float32)
+    opacity = np.array(BLUR_OPACITY, np.float32)[blur] * present
+    coverage = coverage * opacity.astype(np.float32)[:, None, None]
 
     def shade(rgb: np.ndarray) -> np.ndarray:
         return rgb + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, rgb.shape).astype(np.float32)
