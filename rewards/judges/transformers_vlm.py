@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -85,6 +86,8 @@ class TransformersJudge:
         self.batch_size = batch_size
         self.words = spellings(processor.tokenizer, name)
         self.checked = False
+        # pictures of one prompt are asked the same questions
+        self.prompt_tokens = lru_cache(4096)(lambda question, n: self.encode(self.prompt(question, n)))
         image_processor = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
         parts = (weights_digest(model), self.prompt("{question}", 1), image_processor)
         self.fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -122,7 +125,7 @@ class TransformersJudge:
         groups: dict[tuple, list[_Item]] = {}
         for row, (item, asked) in enumerate(zip(media, questions, strict=True)):
             try:
-                prepared = self._prepare(row, item, asked)
+                prepared = _Item(row, *self.split_prompts(item, asked))
             except _Unreadable as error:
                 results[row] = Failure(f"{item.source}: {self.name} cannot take it: {error}")
                 continue
@@ -162,21 +165,22 @@ class TransformersJudge:
         first = self.processor.tokenizer.bos_token
         return not (first and text.startswith(first))
 
-    def _tokens(self, text: str) -> list[int]:
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, or of its beginning."""
         return self.processor.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
 
-    def _prepare(self, row: int, media: Media, asked: Sequence[str]) -> _Item:
-        """Splits the prompts about a medium into the part they share and what follows.
+    def split_prompts(self, media: Media, asked: Sequence[str]) -> tuple[dict[str, Tensor], list[list[int]]]:
+        """The prompts about a medium, split: model inputs of the part they share (batch of 1), and the token
+        ids of each question after it.
 
         The processor writes many tokens for each picture; what comes after the last picture it leaves alone,
         so the shared part is found among the unexpanded prompts and measured from the end.
         """
         pictures = len(media.pictures())
-        texts = [self.prompt(question, pictures) for question in asked]
-        tokens = [self._tokens(text) for text in texts]
-        probes = [self._tokens(self.prompt(probe, pictures)) for probe in _PROBES]
+        tokens = [self.prompt_tokens(question, pictures) for question in asked]
+        probes = [self.prompt_tokens(probe, pictures) for probe in _PROBES]
         shared = min(_common_prefix([*tokens, *probes]), min(map(len, tokens)) - 1)
-        inputs = self._inputs(media, texts[0])
+        inputs = self._inputs(media, self.prompt(asked[0], pictures))
         ids = inputs["input_ids"][0].tolist()
         first = tokens[0][shared:]
         placeholder = getattr(self.processor, "image_token", None)
@@ -190,7 +194,7 @@ class TransformersJudge:
         prefix = {
             name: value[:, :length] if value.shape == shape else value for name, value in inputs.items()
         }
-        return _Item(row, prefix, [ids[shared:] for ids in tokens])
+        return prefix, [ids[shared:] for ids in tokens]
 
     def _id(self, token: str | None) -> int | None:
         return None if token is None else self.processor.tokenizer.convert_tokens_to_ids(token)
