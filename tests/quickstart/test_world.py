@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -38,3 +40,11 @@ def test_right_without_an_object_leaves_only_background_and_specks():
     answers = world.right(absent, asked)
     assert {name for name, value in answers.items() if value.all()} == {"background", "clean"}
     assert all(value.all() for value in world.right(asked, asked).values())
+
+
+def test_prompt_files_are_disjoint_and_of_this_world():
+    folder = Path(world.__file__).parent / "prompts"
+    train, heldout = ((folder / f"{name}.txt").read_text().splitlines() for name in ("train", "heldout"))
+    assert len(heldout) >= 128
+    assert len(set(train) | set(heldout)) == len(train) + len(heldout)
+    assert len(world.scenes_of(train + heldout)) == len(train) + len(heldout)
