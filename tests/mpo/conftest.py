@@ -14,7 +14,7 @@ QUESTIONS = ("clear", "very clear", "the [[prompt]]", "an image", "question", "y
 
 @pytest.fixture(scope="session")
 def tiny_inputs(tmp_path_factory, tiny_pipeline) -> Path:
-    """A folder with a judge, a checklist of 3 dimensions and 6 questions, and prompts of every awkward kind."""
+    """A folder with a judge, a checklist of 3 dimensions and 6 questions, awkward prompts."""
     folder = tmp_path_factory.mktemp("inputs")
     make_model("llava", folder / "judge")
     questions = {
@@ -34,7 +34,7 @@ def tiny_inputs(tmp_path_factory, tiny_pipeline) -> Path:
 
 @pytest.fixture
 def tiny_run(tmp_path, tiny_inputs, tiny_pipeline) -> Callable[..., Path]:
-    """Write the config of a tiny run whose store and folder lie in `tmp_path`; keywords replace sections' keys."""
+    """Write the config of a tiny run that lies in `tmp_path`; keywords replace keys of sections."""
 
     def write(name: str = "tiny", **changes: dict) -> Path:
         config = {
