@@ -29,6 +29,7 @@ def register(app: typer.Typer, checklist: typer.Typer) -> None:
     """Add the commands to `app`, and those about checklists to the group `checklist`."""
     app.command("fit-weights")(fit_weights)
     app.command("bench-reward")(bench_reward)
+    app.command("train-judge")(train_judge)
     checklist.command("new")(new)
     checklist.command("check")(check)
 
@@ -115,6 +116,31 @@ def bench_reward(
     if out is not None:
         write_json(out, {"data": str(data), "verdicts": pairs.spellings, **report.to_dict()})
     agreement_table(report)
+
+
+def train_judge(
+    config: Annotated[Path, typer.Argument(help="YAML file; settings in rewards/finetune_settings.py.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's.")
+    ] = None,
+) -> None:
+    """Fine-tune a judge on annotations; started again, a training that was cut short goes on.
+
+    \b
+    mpo train-judge configs/judges/mine.yaml
+    mpo train-judge configs/judges/mine.yaml mode=full learning_rate=1e-6
+
+    Keeps the judge with the best balanced accuracy on held-out items, and writes it as an ordinary model
+    folder.
+    """
+    from mpo.learn_tables import judge_table
+    from rewards.finetune_settings import read_training
+
+    settings = read_training(config, overrides or ())
+    from rewards import finetune
+
+    judge_table(finetune.train_judge(settings))
+    print(f"{settings.out}: judge written; evaluation.json holds the accuracies before and after")
 
 
 def new(

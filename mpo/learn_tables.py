@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from rewards.benchmark import BenchmarkReport
+    from rewards.judge_metrics import JudgeReport
     from rewards.weights import Estimate, WeightReport
 
 console = Console(soft_wrap=True)
@@ -57,6 +58,20 @@ def agreement_table(report: BenchmarkReport) -> None:
         )
     for note in report.notes:
         console.print(f"note: {note}")
+
+
+def judge_table(report: JudgeReport) -> None:
+    """Print how a judge agrees with people, question by question."""
+    table = Table("question", "answers", "accuracy", "balanced", "majority", "calibration error", "said yes")
+    for text, found in [*report.questions.items(), ("all", report.overall)]:
+        balanced = "" if found.balanced is None else f"{100 * found.balanced:.1f}"
+        shares = f"{100 * found.accuracy:.1f}", balanced, f"{100 * found.majority:.1f}"
+        table.add_row(
+            text, f"{found.answers:,}", *shares, f"{found.calibration:.3f}", f"{found.said_yes:.0%}"
+        )
+    console.print(table)
+    missing = f", {report.missing} items without an answer" if report.missing else ""
+    console.print(f"balanced accuracy over questions: {100 * report.balanced:.1f}{missing}")
 
 
 def _title(report: WeightReport) -> str:

@@ -112,6 +112,25 @@ def test_benchmark_reports_tau_and_diff_by_dimension(mpo, data, tmp_path):
     assert "quality" in result.output
 
 
+def test_train_judge_prints_the_accuracy_of_every_question(mpo, tmp_path, monkeypatch):
+    from rewards import finetune
+    from rewards.judge_metrics import measure_answers
+
+    config = tmp_path / "train.yaml"
+    config.write_text("judge: a\ndata: b.jsonl\nout: c\n")
+    seen = []
+
+    def train(settings):
+        seen.append(settings)
+        return measure_answers(("Is it sharp?", "Is it bright?"), [0, 0, 1], [0.9, 0.8, 0.2], [1, 0, 0])
+
+    monkeypatch.setattr(finetune, "train_judge", train)
+    result = mpo("train-judge", config, "epochs=4", "mode=full")
+    assert result.exit_code == 0, result.output
+    assert (seen[0].judge, seen[0].epochs, seen[0].mode) == ("a", 4, "full")
+    assert "sharp" in result.output and "balanced accuracy over questions: 50.0" in result.output
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -1,0 +1,148 @@
+"""Training sequences of a judge: a picture once, then all its questions with their answers, side by side.
+
+Every question sees the picture and itself, with positions that restart after the picture, so that
+gradients are those of asking one question at a time, while the picture is encoded once. `labels` hold the
+answer tokens alone.
+
+Shapes: B items, P tokens of the prefix with the picture, L tokens of a packed sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rewards.cogvlm2.tokens import prompt
+from rewards.judges.cogvlm2 import CogVLM2Judge
+from rewards.judges.transformers_vlm import TransformersJudge
+from rewards.media import Media
+
+PREFIX, PADDING = -1, -2  # blocks that are no question
+IGNORED = -100  # label of a token that is not learned
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the questions about one medium share.
+
+    prefix: model inputs up to the first question, a batch of one. positions: [..., 1, P], several rows
+    for multimodal rotary positions. next_position: that of a question's first token. questions: token ids
+    of each.
+    """
+
+    prefix: dict[str, Tensor]
+    positions: Tensor
+    next_position: int
+    questions: list[list[int]]
+
+
+def share(judge: TransformersJudge | CogVLM2Judge, media: Media, asked: Sequence[str]) -> Shared:
+    """The prompts of questions about one medium, split into what they share and what follows."""
+    if isinstance(judge, CogVLM2Judge):
+        pixels = judge.processor.pixels(media)
+        tokens = judge.processor.prefix(len(pixels))
+        prefix = {
+            "input_ids": tokens.input_ids[None],
+            "token_type_ids": tokens.token_type_ids[None],
+            "pixel_values": pixels,
+        }
+        questions = [judge.processor.text(question) for question in asked]
+        return Shared(prefix, tokens.position_ids[None], int(tokens.next_position), questions)
+    prefix, questions = judge.split_prompts(media, asked)
+    prefix = {name: value.cpu() for name, value in prefix.items()}
+    length = prefix["input_ids"].shape[1]
+    if not hasattr(judge.model.base_model, "get_rope_index"):
+        return Shared(prefix, torch.arange(length)[None], length, questions)
+    positions, lag = judge.model.base_model.get_rope_index(**prefix)
+    return Shared(prefix, positions, length + int(lag), questions)
+
+
+def answer_tokens(judge: TransformersJudge | CogVLM2Judge) -> tuple[int, int]:
+    """Token ids of no and of yes as they follow a prompt; ValueError where they are not one token each."""
+    if isinstance(judge, CogVLM2Judge):
+        text, encode = prompt("?", judge.processor.template), judge.processor.encode
+    else:
+        text, encode = judge.prompt("?", 1), judge.encode
+    known = {"no": judge.words.no, "yes": judge.words.yes}
+    gaps = (" ", "") if text.endswith(":") else ("", " ")  # as one would write it
+    found = []
+    for word, spellings in known.items():
+        spelled = [encode(text + gap + word) for gap in gaps]
+        ids = [ids[-1] for ids in spelled if ids[:-1] == encode(text) and ids[-1] in spellings]
+        if not ids:
+            raise ValueError(
+                f"{judge.name}: {word!r} is not a single token after its prompt, so it cannot be taught"
+            )
+        found.append(ids[0])
+    return found[0], found[1]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One item's sequence: [L] ids, block (question, or PREFIX), labels; positions [..., 1, L]."""
+
+    ids: Tensor
+    block: Tensor
+    labels: Tensor
+    positions: Tensor
+    prefix: dict[str, Tensor]
+
+
+def pack_answers(shared: Shared, answers: Sequence[int]) -> Packed:
+    """The sequence of one item: its prefix, then each question followed by its answer token."""
+    start = shared.prefix["input_ids"].shape[1]
+    ids, labels = [shared.prefix["input_ids"][0]], [torch.full((start,), IGNORED)]
+    block, positions = [torch.full((start,), PREFIX)], [shared.positions]
+    for index, (question, answer) in enumerate(zip(shared.questions, answers, strict=True)):
+        tokens = torch.tensor([*question, answer])
+        ids.append(tokens)
+        labels.append(torch.where(torch.arange(len(tokens)) == len(question), tokens, IGNORED))
+        block.append(torch.full((len(tokens),), index))
+        place = torch.arange(len(tokens)) + shared.next_position
+        positions.append(place.expand(*shared.positions.shape[:-1], -1))
+    return Packed(
+        torch.cat(ids), torch.cat(block), torch.cat(labels), torch.cat(positions, dim=-1), shared.prefix
+    )
+
+
+def stack(items: Sequence[Packed], pad: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """A batch as the model takes it, padded on the right; `attention_mask` is additive, [B, 1, L, L]."""
+    length = max(len(item.ids) for item in items)
+    block = torch.stack([_fill(item.block, length, PADDING) for item in items])
+    return {
+        **_prefix_inputs(items, length),
+        "input_ids": torch.stack([_fill(item.ids, length, pad) for item in items]),
+        "labels": torch.stack([_fill(item.labels, length, IGNORED) for item in items]),
+        "position_ids": torch.cat([_fill(item.positions, length, 0) for item in items], dim=-2),
+        "attention_mask": block_mask(block, dtype),
+    }
+
+
+def block_mask(block: Tensor, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, L, L]: each token sees, up to itself, the prefix and its own question."""
+    same = block[:, :, None] == block[:, None, :]
+    seen = (same | (block == PREFIX)[:, None, :]).tril()
+    mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+    return mask[:, None]
+
+
+def _prefix_inputs(items: Sequence[Packed], length: int) -> dict[str, Tensor]:
+    """The inputs beside ids: those a token each are padded to `length`, the others (pixels) are put
+    together."""
+    inputs = {}
+    for name in items[0].prefix.keys() - {"input_ids", "attention_mask"}:
+        values = [item.prefix[name] for item in items]
+        if values[0].shape == items[0].prefix["input_ids"].shape:
+            values = [_fill(value, length, 0) for value in values]
+        if len({value.shape[1:] for value in values}) > 1:
+            shapes = ", ".join(sorted({str(list(value.shape[1:])) for value in values}))
+            raise ValueError(f"{name}: items of one batch differ in shape ({shapes}); set micro_batch_size=1")
+        inputs[name] = torch.cat(values)
+    return inputs
+
+
+def _fill(value: Tensor, length: int, by: int) -> Tensor:
+    return torch.nn.functional.pad(value, (0, length - value.shape[-1]), value=by)
