@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -75,15 +76,18 @@ class LoraTuning:
             ):  # in float32 whatever the base is in: small updates vanish in half precision
                 parameter.data = parameter.data.float()
         self.policy = Denoiser(generator, generator.model)
+        self._layers = [module for module in generator.model.modules() if isinstance(module, BaseTunerLayer)]
 
     @contextmanager
     def reference(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The reference denoiser, callable as `policy` (the policy as the trainer wrapped it) is."""
-        self.generator.model.disable_adapters()
+        for layer in self._layers:
+            layer.enable_adapters(False)
         try:
             yield policy
         finally:
-            self.generator.model.enable_adapters()
+            for layer in self._layers:
+                layer.enable_adapters(True)
 
     def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the adapter in diffusers' LoRA format: `pipe.load_lora_weights(folder)` applies it."""

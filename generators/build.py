@@ -19,6 +19,16 @@ def build_generator(config: Any, denoiser_only: bool = False) -> Generator:
     match config.family:
         case "stable_diffusion":
             from generators.stable_diffusion import StableDiffusion as Family
+        case "stable_diffusion_xl":
+            from generators.stable_diffusion import StableDiffusionXL as Family
+        case "stable_diffusion_3":
+            from generators.stable_diffusion_3 import StableDiffusion3 as Family
+        case "flux":
+            from generators.flux import Flux as Family
+        case "cogvideox":
+            from generators.cogvideox import CogVideoX as Family
+        case "wan":
+            from generators.wan import Wan as Family
         case _:
             raise ValueError(f"generator.family={config.family}: not one of {', '.join(FAMILIES)}")
     return Family(config, denoiser_only)

@@ -7,9 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.constants import HF_HUB_CACHE
+from PIL import Image
 from torch import Tensor, nn
 
 from generators.base import Conditioning, Samples
@@ -31,9 +34,7 @@ class PipelineGenerator:
     modality: ClassVar[str] = "image"
     embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds",)  # conditioning that the pipeline itself takes
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
-    overrides: ClassVar[
-        dict[str, Any]
-    ] = {}  # arguments of every from_pretrained, e.g. components never loaded
+    overrides: ClassVar[dict[str, Any]] = {}  # of every from_pretrained, e.g. components never loaded
     float32_components: ClassVar[tuple[str, ...]] = ()  # components that must not be run in half precision
     prediction_types: ClassVar[tuple[str, ...]] = ("flow",)
     lora_targets: ClassVar[list[str]] = ["to_k", "to_q", "to_v", "to_out.0"]
@@ -51,9 +52,9 @@ class PipelineGenerator:
         self.dtype = _choice("generator.dtype", config.dtype, DTYPES)
         self.pipe = self._load(absent=(*self.conditioners, "vae") if denoiser_only else ())
         self.pipe.set_progress_bar_config(disable=True)
+        self._check_size()
         self.schedule = self._schedule()
         if not denoiser_only:
-            self._check_size()
             if config.options.get("vae_slicing"):
                 self.pipe.vae.enable_slicing()
             if config.options.get("vae_tiling"):
@@ -75,6 +76,10 @@ class PipelineGenerator:
     ) -> Tensor:
         raise NotImplementedError
 
+    def from_pipeline(self, latents: Tensor) -> Tensor:
+        """Latents as this generator holds them, from the layout in which the pipeline samples."""
+        return latents
+
     def _schedule(self) -> Schedule:
         scheduler = self.pipe.scheduler
         kind = "flow" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
@@ -84,14 +89,13 @@ class PipelineGenerator:
                 f"{self.family} expects {' or '.join(self.prediction_types)}"
             )
         if kind == "flow":
-            shift = flow_shift(scheduler.config, self.sequence_length)
+            shift = flow_shift(scheduler.config, self._sequence_length())
             return RectifiedFlow(shift, scheduler.config.num_train_timesteps)
+        if not hasattr(scheduler, "alphas_cumprod"):
+            raise ValueError(
+                f"{self.config.path}: its scheduler {type(scheduler).__name__} has no alphas_cumprod"
+            )
         return VariancePreserving(scheduler.alphas_cumprod.float().cpu(), kind)
-
-    @property
-    def sequence_length(self) -> int | None:
-        """Image tokens of a sample, for schedules that depend on it."""
-        return None
 
     # ---- conditioning ----
 
@@ -153,25 +157,73 @@ class PipelineGenerator:
             callback_on_step_end=keep,
             output_type="pil" if self.modality == "image" else "np",
         )
+        latents = self.from_pipeline(kept["latents"])
         if self.modality == "image":
-            return kept["latents"], output.images
-        return kept["latents"], [(clip * 255).round().astype("uint8") for clip in output.frames]
+            return latents, output.images
+        return latents, [(clip * 255).round().astype("uint8") for clip in output.frames]
+
+    # ---- foreign media ----
+
+    @torch.no_grad()
+    def encode(self, media: Sequence[Image.Image] | Sequence[np.ndarray]) -> Tensor:
+        """Latents [B, ...] of pictures, or of clips (uint8 [T, H, W, 3]): the mean of the VAE's posterior.
+
+        Each is scaled and cropped to the generator's size; of a clip the first frames are taken, and one that
+        has too few is a ValueError. One at a time, in float32.
+        """
+        vae = self.pipe.vae
+        dtype = vae.dtype
+        vae.to(torch.float32)
+        latents = [
+            self.normalise(vae.encode(self._pixels(medium)).latent_dist.mode()).cpu() for medium in media
+        ]
+        vae.to(dtype)
+        return torch.cat(latents)
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """From the VAE's scale and layout to the denoiser's."""
+        config = self.pipe.vae.config
+        return (latents - (config.shift_factor or 0)) * config.scaling_factor
+
+    def _pixels(self, medium: Image.Image | np.ndarray) -> Tensor:
+        """[1, 3, H, W] or [1, 3, T, H, W] in [-1, 1]."""
+        size = self._size()
+        frames = [medium]
+        if self.modality == "video":
+            wanted = size.pop("num_frames")
+            if len(medium) < wanted:
+                raise ValueError(f"a clip of {len(medium)} frames, but generator.frames={wanted}")
+            frames = [Image.fromarray(frame) for frame in medium[:wanted]]
+        processor = getattr(self.pipe, f"{self.modality}_processor")
+        pixels = processor.preprocess(frames, **size, resize_mode="crop").to(self.device)
+        return pixels if self.modality == "image" else pixels.transpose(0, 1)[None]
 
     # ---- sizes ----
 
     @property
     def default_size(self) -> dict[str, int]:
         """height, width (and num_frames) that the model itself was made for, in pixels."""
-        raise NotImplementedError
+        size = self.pipe.default_sample_size * self.pipe.vae_scale_factor
+        return {"height": size, "width": size}
 
     @property
     def size_multiple(self) -> int:
         """Height and width must be multiples of it, in pixels."""
         return self.pipe.vae_scale_factor
 
+    @property
+    def frames_multiple(self) -> int:
+        """Clips have a multiple of it plus one frames."""
+        return self.pipe.vae_scale_factor_temporal
+
     def _size(self) -> dict[str, int]:
         chosen = {"height": self.config.height, "width": self.config.width, "num_frames": self.config.frames}
         return {name: chosen[name] or default for name, default in self.default_size.items()}
+
+    def _sequence_length(self) -> int:
+        """Image tokens of a picture, on which some schedules depend."""
+        size = self._size()
+        return (size["height"] // self.size_multiple) * (size["width"] // self.size_multiple)
 
     def _check_size(self) -> None:
         if self.config.frames is not None and self.modality == "image":
@@ -200,24 +252,31 @@ class PipelineGenerator:
 
     def _load(self, absent: tuple[str, ...]) -> DiffusionPipeline:
         path = self.config.path
-        components = self.overrides | dict.fromkeys(absent)
-        folder = Path(path) if Path(path).is_dir() else self._download(components)
+        folder = Path(path) if Path(path).is_dir() else self._download(absent)
         if not (folder / "model_index.json").is_file():
             raise FileNotFoundError(f"generator.path={path}: no model_index.json, so no diffusers pipeline")
-        kind = self.pipeline_class.load_config(folder)["_class_name"]
-        if kind != self.pipeline_class.__name__:
+        index = self.pipeline_class.load_config(folder)
+        if index["_class_name"] != self.pipeline_class.__name__:
             raise ValueError(
-                f"generator.path={path} is a {kind}, "
+                f"generator.path={path} is a {index['_class_name']}, "
                 f"generator.family={self.family} needs a {self.pipeline_class.__name__}"
             )
+        components = self.overrides | dict.fromkeys(absent)
+        if "vae" in absent:  # a shell without weights, from which the pipeline reads its scale factors
+            autoencoder = getattr(diffusers, index["vae"][1])
+            with torch.device("meta"):
+                components["vae"] = autoencoder.from_config(autoencoder.load_config(folder, subfolder="vae"))
         try:
             pipe = self.pipeline_class.from_pretrained(folder, dtype=self._dtypes, **components)
         except OSError as error:
             raise FileNotFoundError(f"generator.path={path}: {str(error).splitlines()[0]}") from error
+        for name in absent:
+            setattr(pipe, name, None)
         return pipe.to(self.device)
 
-    def _download(self, components: dict[str, Any]) -> Path:
+    def _download(self, absent: tuple[str, ...]) -> Path:
         """The folder in the hub's cache, filled from the hub where something is missing."""
+        components = self.overrides | dict.fromkeys(name for name in absent if name != "vae")
         try:
             return Path(self.pipeline_class.download(self.config.path, **components))
         except OSError as error:

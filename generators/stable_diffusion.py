@@ -1,13 +1,11 @@
-"""Stable Diffusion 1.5 and 2.1: a UNet over 4-channel latents, one CLIP text encoder, epsilon or
-v-prediction."""
+"""Stable Diffusion 1.5 and 2.1, and SDXL: a UNet conditioned on CLIP, epsilon or v-prediction."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import cached_property
 
 import torch
-from diffusers import StableDiffusionPipeline
-from PIL import Image
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from torch import Tensor, nn
 
 from generators.base import Conditioning
@@ -15,6 +13,8 @@ from generators.pipeline import PipelineGenerator
 
 
 class StableDiffusion(PipelineGenerator):
+    """One text encoder, 4 latent channels."""
+
     pipeline_class = StableDiffusionPipeline
     denoiser = "unet"
     prediction_types = ("epsilon", "v_prediction")
@@ -38,10 +38,42 @@ class StableDiffusion(PipelineGenerator):
         height, width = (size, size) if isinstance(size, int) else size
         return {"height": height * self.pipe.vae_scale_factor, "width": width * self.pipe.vae_scale_factor}
 
-    @torch.no_grad()
-    def encode(self, media: Sequence[Image.Image]) -> Tensor:
-        """Latents [B, 4, H, W]: each picture scaled and cropped to the generator's size, the VAE's mean."""
-        pixels = self.pipe.image_processor.preprocess(list(media), **self._size(), resize_mode="crop")
-        vae = self.pipe.vae
-        mean = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
-        return (mean * vae.config.scaling_factor).cpu()
+
+class StableDiffusionXL(StableDiffusion):
+    """Two text encoders, a pooled embedding, and the picture's size as conditioning (Podell et al. 2023)."""
+
+    pipeline_class = StableDiffusionXLPipeline
+    embeddings = ("prompt_embeds", "pooled_prompt_embeds")
+    conditioners = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+    overrides = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+
+    def _encode_prompt(self, prompt: str) -> Conditioning:
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        size = tuple(self._size().values())
+        time_ids = torch.tensor(
+            [size + (0, 0) + size], dtype=torch.float32
+        )  # original, crop's corner, target
+        return Conditioning({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled, "time_ids": time_ids})
+
+    @cached_property
+    def unconditional(self) -> Conditioning:
+        """As the base model was trained: zeros, unless `options.negative_prompt` says otherwise."""
+        row = super().unconditional
+        if "negative_prompt" in self.config.options or not self.pipe.config.force_zeros_for_empty_prompt:
+            return row
+        return Conditioning({name: torch.zeros_like(tensor) for name, tensor in row.tensors.items()})
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    ) -> Tensor:
+        model = self.model if model is None else model
+        given = conditioning.to(latents.device, self.dtype)
+        return model(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=given["prompt_embeds"],
+            added_cond_kwargs={"text_embeds": given["pooled_prompt_embeds"], "time_ids": given["time_ids"]},
+            return_dict=False,
+        )[0]

@@ -1,0 +1,66 @@
+"""CogVideoX 2B, 5B and 1.5: a video transformer with v-prediction, a T5, and a causal 3-D VAE.
+
+Its schedulers shift the signal-to-noise ratio and reach zero at the last step; both stand in
+`alphas_cumprod`.
+"""
+
+from __future__ import annotations
+
+from diffusers import CogVideoXPipeline
+from torch import Tensor, nn
+
+from generators.base import Conditioning
+from generators.pipeline import PipelineGenerator
+
+
+class CogVideoX(PipelineGenerator):
+    """Latents [B, F, C, H, W], frames first."""
+
+    pipeline_class = CogVideoXPipeline
+    modality = "video"
+    prediction_types = ("v_prediction",)
+
+    def _encode_prompt(self, prompt: str) -> Conditioning:
+        embeds, _ = self.pipe.encode_prompt(
+            prompt,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.model.config.max_text_seq_length,
+            device=self.device,
+        )
+        return Conditioning({"prompt_embeds": embeds})
+
+    def predict(
+        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    ) -> Tensor:
+        _, frames, _, height, width = latents.shape
+        rotary = None
+        if (
+            self.model.config.use_rotary_positional_embeddings
+        ):  # 5B and 1.5; 2B has sinusoidal ones of its own
+            scale = self.pipe.vae_scale_factor_spatial
+            rotary = self.pipe._prepare_rotary_positional_embeddings(
+                height * scale, width * scale, frames, latents.device
+            )
+        return (self.model if model is None else model)(
+            hidden_states=latents.to(self.dtype),
+            encoder_hidden_states=conditioning["prompt_embeds"].to(latents.device, self.dtype),
+            timestep=timesteps,
+            image_rotary_emb=rotary,
+            return_dict=False,
+        )[0]
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        return latents.transpose(1, 2) * self.pipe.vae_scaling_factor_image
+
+    @property
+    def default_size(self) -> dict[str, int]:
+        config, scale = self.model.config, self.pipe.vae_scale_factor_spatial
+        return {
+            "height": config.sample_height * scale,
+            "width": config.sample_width * scale,
+            "num_frames": config.sample_frames,
+        }
+
+    @property
+    def size_multiple(self) -> int:
+        return self.pipe.vae_scale_factor_spatial * self.model.config.patch_size
