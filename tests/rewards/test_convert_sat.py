@@ -1,0 +1,261 @@
+"""A made-up SAT checkpoint of the tiny image model, as a folder, a tar and parts of one, to safetensors."""
+
+import json
+import re
+import tarfile
+import tracemalloc
+
+import pytest
+import torch
+from golden_cogvlm2 import FOLDER, judge, picture, recorded
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from rewards.cogvlm2 import convert
+from rewards.cogvlm2.convert import convert_sat
+from rewards.cogvlm2.modeling import CogVLM2ForCausalLM
+from rewards.judges.cogvlm2 import CogVLM2Judge
+
+CONFIG = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "inner_hidden_size": 96,
+    "num_attention_heads": 4,
+    "num_multi_query_heads": 2,
+    "layernorm_epsilon": 1e-5,
+    "image_length": 4,
+    "eva_args": {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 48, "num_attention_heads": 2},
+}
+ATTENTION = "transformer.layers.{}.attention"
+LAYERS = {  # ours, within a layer: SAT's
+    "input_layernorm.weight": "transformer.layers.{}.input_layernorm.weight",
+    "post_attention_layernorm.weight": "transformer.layers.{}.post_attention_layernorm.weight",
+    "self_attn.language_expert_query_key_value.weight": f"{ATTENTION}.query_key_value.weight",
+    "self_attn.language_expert_dense.weight": f"{ATTENTION}.dense.weight",
+    "self_attn.vision_expert_query_key_value.weight": "mixins.rotary.vision_query_key_value_list.{}.weight",
+    "self_attn.vision_expert_query_key_value.bias": "mixins.rotary.vision_query_key_value_list.{}.bias",
+    "self_attn.vision_expert_dense.weight": "mixins.rotary.vision_dense_list.{}.weight",
+    "self_attn.rotary_emb.inv_freq": "mixins.rotary.rotary_emb.inv_freq",
+    "mlp.language_mlp.up_proj.weight": "transformer.layers.{}.mlp.dense_h_to_4h.weight",
+    "mlp.language_mlp.down_proj.weight": "transformer.layers.{}.mlp.dense_4h_to_h.weight",
+    "mlp.language_mlp.gate_proj.weight": "mixins.mlp.gate_proj.{}.weight",
+    "mlp.vision_mlp.up_proj.weight": "mixins.mlp.vision_dense_h_to_4h_list.{}.weight",
+    "mlp.vision_mlp.down_proj.weight": "mixins.mlp.vision_dense_4h_to_h_list.{}.weight",
+    "mlp.vision_mlp.gate_proj.weight": "mixins.mlp.vision_gate_proj.{}.weight",
+}
+WHOLE = {
+    "model.embed_tokens.weight": "transformer.word_embeddings.weight",
+    "model.norm.weight": "transformer.final_layernorm.weight",
+    "lm_head.weight": "mixins.lm.lm_head.weight",
+}
+VISION = (
+    ("patch_embedding.proj", "vit_model.mixins.patch_embedding.proj"),
+    ("patch_embedding.cls_embedding", "vit_model.transformer.word_embeddings.weight"),
+    ("patch_embedding.position_embedding", "vit_model.transformer.position_embeddings"),
+    ("mlp.fc1", "mlp.dense_h_to_4h"),
+    ("mlp.fc2", "mlp.dense_4h_to_h"),
+    ("transformer.layers.", "vit_model.transformer.layers."),
+)
+
+
+def sat_name(name: str) -> str:
+    if name in WHOLE:
+        return WHOLE[name]
+    if match := re.match(r"model\.layers\.(\d+)\.(.+)", name):
+        return LAYERS[match[2]].format(match[1])
+    name = name.removeprefix("model.vision.")
+    for ours, theirs in VISION:
+        name = name.replace(ours, theirs)
+    return f"mixins.eva.{name}"
+
+
+def weights() -> dict[str, torch.Tensor]:
+    return load_file(FOLDER / "image" / "model.safetensors")
+
+
+def save_sat(folder, state=None, config=CONFIG, extra=None):
+    """A SAT checkpoint of the tiny image model, in bfloat16 unless `state` is given."""
+    state = state or {sat_name(name): tensor.bfloat16() for name, tensor in weights().items()}
+    (folder / "1").mkdir(parents=True)
+    (folder / "latest").write_text("1")
+    (folder / "model_config.json").write_text(json.dumps(config))
+    torch.save(
+        {"module": state, "iteration": 1, **(extra or {})}, folder / "1" / "mp_rank_00_model_states.pt"
+    )
+    return folder
+
+
+def save_parts(folder, size=100_003):
+    """The same as parts of a tar, cut in the middle of anything, as the release has them."""
+    (folder / "ckpts").mkdir(parents=True)
+    with tarfile.open(folder / "all.tar", "w") as tar:
+        tar.add(save_sat(folder / "sat"), "VisionReward_Image")
+    data = (folder / "all.tar").read_bytes()
+    (folder / "all.tar").unlink()
+    for number, start in enumerate(range(0, len(data), size)):
+        name = f"split_part_{chr(97 + number // 26)}{chr(97 + number % 26)}"
+        (folder / "ckpts" / name).write_bytes(data[start : start + size])
+    return folder / "ckpts"
+
+
+@pytest.mark.parametrize("form", ["folder", "parts", "list of parts"])
+def test_round_trip(form, tmp_path):
+    if form == "folder":
+        source = save_sat(tmp_path / "release")
+    else:
+        source = save_parts(tmp_path / "release")
+        assert len(list(source.iterdir())) > 4
+        if form == "list of parts":
+            source = sorted(source.iterdir())
+    written = []
+    out = convert_sat(
+        source,
+        tmp_path / "out",
+        tokenizer=FOLDER / "image",
+        dtype="float32",
+        shard_bytes=200_000,
+        progress=lambda done, total: written.append((done, total)),
+    )
+    shards = sorted(out.glob("model-*.safetensors"))
+    assert len(shards) == len(written) > 4 and written[-1][0] == written[-1][1]
+    loaded = CogVLM2Judge.load(out, dtype="float32", device="cpu")
+    expected = {name: tensor.bfloat16().float() for name, tensor in weights().items()}
+    state = loaded.model.state_dict()
+    assert set(state) == set(expected)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    ours, expected = loaded.model.config.to_dict(), judge("image").model.config.to_dict()
+    ids = {"bos_token_id", "eos_token_id", "pad_token_id"}  # those of Llama 3; the tiny vocabulary has others
+    unlike = {name for name in expected if ours[name] != expected[name]}
+    assert unlike <= ids | {"_name_or_path", "max_position_embeddings"}
+    assert loaded.processor.text("Is it day?") == judge("image").processor.text("Is it day?")
+
+
+def test_the_type_is_kept_or_changed(tmp_path):
+    source = save_sat(tmp_path / "release")
+    for dtype, expected in ((None, torch.bfloat16), ("float16", torch.float16)):
+        out = convert_sat(source, tmp_path / str(dtype), dtype=dtype)
+        model = CogVLM2ForCausalLM.from_pretrained(out)
+        assert model.dtype == expected
+    with pytest.raises(ValueError, match="dtype: 'int8' is unknown"):
+        convert_sat(source, tmp_path / "int8", dtype="int8")
+
+
+def test_a_killed_conversion_goes_on(tmp_path, monkeypatch):
+    source, out = save_sat(tmp_path / "release"), tmp_path / "out"
+    save, saved = convert.save_file, []
+
+    def save_and_stop(tensors, path, metadata):
+        if len(saved) == 2:
+            path.write_bytes(b"half a shard")
+            raise KeyboardInterrupt
+        saved.append(path.name)
+        save(tensors, path, metadata=metadata)
+
+    monkeypatch.setattr(convert, "save_file", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert_sat(source, out, shard_bytes=100_000)
+    assert not (out / convert.INDEX).exists()
+    (out / saved[1].removesuffix(".part")).write_bytes(b"damaged")  # found out and written again
+    again = []
+    monkeypatch.setattr(
+        convert,
+        "save_file",
+        lambda tensors, path, metadata: (again.append(path.name), save(tensors, path, metadata)),
+    )
+    convert_sat(source, out, shard_bytes=100_000)
+    total = len(list(out.glob("model-*.safetensors")))
+    assert saved[0] not in again and saved[1] in again and len(again) == total - 1
+    expected = weights()["model.layers.1.mlp.vision_mlp.up_proj.weight"].bfloat16()
+    assert torch.equal(
+        CogVLM2ForCausalLM.from_pretrained(out).model.layers[1].mlp.vision_mlp.up_proj.weight, expected
+    )
+    # another checkpoint in the same place is not mistaken for this one
+    other = {sat_name(name): tensor.bfloat16() * 2 for name, tensor in weights().items()}
+    convert_sat(save_sat(tmp_path / "other", other), out, shard_bytes=100_000)
+    assert torch.equal(
+        CogVLM2ForCausalLM.from_pretrained(out).model.layers[1].mlp.vision_mlp.up_proj.weight, expected * 2
+    )
+
+
+def test_one_shard_in_memory(tmp_path):
+    """A model of 1 MB in shards of 0.2 MB and in one: the peak grows with the shard, not with the model."""
+    state = {sat_name(name): tensor for name, tensor in weights().items()}
+    source = save_sat(tmp_path / "release", state)
+    tracemalloc.start()
+    convert_sat(source, tmp_path / "small", shard_bytes=200_000)
+    small = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    convert_sat(source, tmp_path / "large", shard_bytes=10**9)
+    large = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert large - small > 600_000
+
+
+def test_tensors_that_share_a_buffer(tmp_path):
+    """Training frameworks store weights as slices of one long buffer, and transposed ones with strides."""
+    names = list(weights())
+    buffer = torch.cat([tensor.flatten() for tensor in weights().values()])
+    pieces = buffer.split([tensor.numel() for tensor in weights().values()])
+    state = {sat_name(n): piece.view(weights()[n].shape) for n, piece in zip(names, pieces, strict=True)}
+    state["mixins.lm.lm_head.weight"] = weights()["lm_head.weight"].t().contiguous().t()
+    out = convert_sat(save_sat(tmp_path / "release", state), tmp_path / "out")
+    with safe_open(out / "model-00001-of-00001.safetensors", "pt") as file:
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in weights().items())
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"transformer.extra.weight": torch.zeros(1)}, "transformer.extra.weight has no place in CogVLMFor"),
+        ({"mixins.eva.boi": None}, "no tensor for model.vision.boi"),
+        ({"mixins.rotary.rotary_emb.inv_freq": None}, "no tensor for model.layers.0.self_attn.rotary_emb"),
+        ({"mixins.eva.eoi": torch.zeros(3)}, r"mixins.eva.eoi is \[3\], needed \[1, 1, 64\]"),
+        ({"mixins.mlp.gate_proj.1.weight": None}, "no tensor for model.layers.1.mlp.language_mlp.gate_proj"),
+    ],
+)
+def test_every_tensor_is_placed_or_named(change, message, tmp_path):
+    state = {sat_name(name): tensor for name, tensor in weights().items()} | change
+    state = {name: tensor for name, tensor in state.items() if tensor is not None}
+    with pytest.raises(ValueError, match=message):
+        convert_sat(save_sat(tmp_path / "release", state), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_sources_say_so(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        convert_sat(tmp_path / "nowhere", out)
+    with pytest.raises(FileNotFoundError, match="needed one SAT checkpoint .* found nothing"):
+        convert_sat(tmp_path, out)
+    with pytest.raises(ValueError, match="model_config.json says num_layers 3, the weights 2"):
+        convert_sat(save_sat(tmp_path / "layers", config=CONFIG | {"num_layers": 3}), out)
+    split = save_sat(tmp_path / "split")
+    (split / "1" / "mp_rank_01_model_states.pt").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="not split over processes, found 1/mp_rank_00.*mp_rank_01"):
+        convert_sat(split, out)
+    objects = save_sat(tmp_path / "objects", extra={"args": pytest.approx(1)})
+    with pytest.raises(ValueError, match="Weights only load failed|weights_only"):
+        convert_sat(objects, out)
+    damaged = save_sat(tmp_path / "damaged")
+    (damaged / "1" / "mp_rank_00_model_states.pt").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="not a checkpoint of torch 1.6 or later, or damaged"):
+        convert_sat(damaged, out)
+
+
+@pytest.mark.parametrize("gone", [0, 2, -1])
+def test_a_missing_part_is_noticed(gone, tmp_path):
+    parts = sorted(save_parts(tmp_path / "release").iterdir())
+    del parts[gone]
+    with pytest.raises(ValueError, match="are all its parts there|damaged|no place"):
+        convert_sat(parts, tmp_path / "out")
+
+
+def test_a_converted_judge_answers_like_the_original(tmp_path):
+    state = {sat_name(name): tensor for name, tensor in weights().items()}
+    out = convert_sat(save_sat(tmp_path / "release", state), tmp_path / "out", tokenizer=FOLDER / "image")
+    converted = CogVLM2Judge.load(out, dtype="float32", device="cpu")
+    converted.model.config.bos_token_id, converted.model.config.pad_token_id = 0, 2  # of the tiny vocabulary
+    row = recorded("image")["questions"][0]
+    question = judge("image").processor.tokenizer.decode(row[row >= 0].tolist())
+    found = converted.logits([picture()], [[question]])[0, 0]
+    torch.testing.assert_close(found, recorded("image")["last_logits"][0], atol=2e-4, rtol=0)
