@@ -116,10 +116,16 @@ class LoraTuning:
 
 
 class FullTuning:
-    """Every parameter of the denoiser; the reference is a frozen copy of it as it was."""
+    """Every parameter of the denoiser; the reference is a frozen copy of it as it was.
+
+    Both in float32, whatever the generator's dtype: small updates vanish in half precision, and a reference
+    that rounds otherwise than the policy would drown the difference between them. Give such a generator
+    autocast.
+    """
 
     def __init__(self, generator: PipelineGenerator):
         self.generator = generator
+        generator.model.float()
         self.frozen = Denoiser(generator, copy.deepcopy(generator.model)).requires_grad_(False)
         generator.model.requires_grad_(True)
         self.policy = Denoiser(generator, generator.model)

@@ -29,8 +29,8 @@ class CogVideoX(PipelineGenerator):
         )
         return Conditioning({"prompt_embeds": embeds})
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
         _, frames, _, height, width = latents.shape
         rotary = None
@@ -41,9 +41,9 @@ class CogVideoX(PipelineGenerator):
             rotary = self.pipe._prepare_rotary_positional_embeddings(
                 height * scale, width * scale, frames, latents.device
             )
-        return (self.model if model is None else model)(
-            hidden_states=latents.to(self.dtype),
-            encoder_hidden_states=conditioning["prompt_embeds"].to(latents.device, self.dtype),
+        return model(
+            hidden_states=latents,
+            encoder_hidden_states=conditioning["prompt_embeds"],
             timestep=timesteps,
             image_rotary_emb=rotary,
             return_dict=False,

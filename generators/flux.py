@@ -33,23 +33,23 @@ class Flux(PipelineGenerator):
         )
         return Conditioning({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
         rows, channels, height, width = latents.shape
-        given = conditioning.to(latents.device, self.dtype)
+        text = conditioning["prompt_embeds"]
         guidance = None
         if self.model.config.guidance_embeds:
             guidance = torch.full([rows], self.config.guidance_scale, device=latents.device)
-        prediction = (self.model if model is None else model)(
-            hidden_states=self.pipe._pack_latents(latents.to(self.dtype), rows, channels, height, width),
-            timestep=timesteps.to(self.dtype) / 1000,
+        prediction = model(
+            hidden_states=self.pipe._pack_latents(latents, rows, channels, height, width),
+            timestep=timesteps.to(latents.dtype) / 1000,
             guidance=guidance,
-            pooled_projections=given["pooled_prompt_embeds"],
-            encoder_hidden_states=given["prompt_embeds"],
-            txt_ids=torch.zeros(given["prompt_embeds"].shape[1], 3, device=latents.device, dtype=self.dtype),
+            pooled_projections=conditioning["pooled_prompt_embeds"],
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
             img_ids=self.pipe._prepare_latent_image_ids(
-                rows, height // 2, width // 2, latents.device, self.dtype
+                rows, height // 2, width // 2, latents.device, latents.dtype
             ),
             return_dict=False,
         )[0]

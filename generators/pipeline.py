@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class PipelineGenerator:
-    """A `Generator` over one diffusers pipeline class. A family adds `predict` and what is particular to it.
+    """A `Generator` over one diffusers pipeline class. A family adds `denoise` and what is particular to it.
 
     `config` has the fields of a run's generator settings: family, path, dtype, device, steps, guidance_scale,
     height, width, frames, options. With `denoiser_only` the VAE and the text encoders stay on disk, which is
@@ -74,6 +74,18 @@ class PipelineGenerator:
     def predict(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
     ) -> Tensor:
+        dtype = self.model.dtype
+        return self.denoise(
+            self.model if model is None else model,
+            latents.to(dtype),
+            timesteps,
+            conditioning.to(latents.device, dtype),
+        )
+
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
+    ) -> Tensor:
+        """`predict` of `model`, everything on one device and in its precision."""
         raise NotImplementedError
 
     def from_pipeline(self, latents: Tensor) -> Tensor:
@@ -173,11 +185,13 @@ class PipelineGenerator:
         """
         vae = self.pipe.vae
         dtype = vae.dtype
-        vae.to(torch.float32)
+        nn.Module.to(
+            vae, torch.float32
+        )  # not diffusers' own `to`, which warns of modules that are in float32
         latents = [
             self.normalise(vae.encode(self._pixels(medium)).latent_dist.mode()).cpu() for medium in media
         ]
-        vae.to(dtype)
+        nn.Module.to(vae, dtype)
         return torch.cat(latents)
 
     def normalise(self, latents: Tensor) -> Tensor:

@@ -25,12 +25,11 @@ class StableDiffusion(PipelineGenerator):
         embeds, _ = self.pipe.encode_prompt(prompt, self.device, 1, do_classifier_free_guidance=False)
         return Conditioning({"prompt_embeds": embeds})
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        model = self.model if model is None else model
-        embeds = conditioning["prompt_embeds"].to(latents.device, self.dtype)
-        return model(latents.to(self.dtype), timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
+        embeds = conditioning["prompt_embeds"]
+        return model(latents, timesteps, encoder_hidden_states=embeds, return_dict=False)[0]
 
     @property
     def default_size(self) -> dict[str, int]:
@@ -65,15 +64,14 @@ class StableDiffusionXL(StableDiffusion):
             return row
         return Conditioning({name: torch.zeros_like(tensor) for name, tensor in row.tensors.items()})
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        model = self.model if model is None else model
-        given = conditioning.to(latents.device, self.dtype)
+        added = {"text_embeds": conditioning["pooled_prompt_embeds"], "time_ids": conditioning["time_ids"]}
         return model(
-            latents.to(self.dtype),
+            latents,
             timesteps,
-            encoder_hidden_states=given["prompt_embeds"],
-            added_cond_kwargs={"text_embeds": given["pooled_prompt_embeds"], "time_ids": given["time_ids"]},
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            added_cond_kwargs=added,
             return_dict=False,
         )[0]

@@ -38,16 +38,14 @@ class StableDiffusion3(PipelineGenerator):
         )
         return Conditioning({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        model = self.model if model is None else model
-        given = conditioning.to(latents.device, self.dtype)
         return model(
-            hidden_states=latents.to(self.dtype),
+            hidden_states=latents,
             timestep=timesteps,
-            encoder_hidden_states=given["prompt_embeds"],
-            pooled_projections=given["pooled_prompt_embeds"],
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            pooled_projections=conditioning["pooled_prompt_embeds"],
             return_dict=False,
         )[0]
 

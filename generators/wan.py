@@ -34,13 +34,13 @@ class Wan(PipelineGenerator):
         )
         return Conditioning({"prompt_embeds": embeds})
 
-    def predict(
-        self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
+    def denoise(
+        self, model: nn.Module, latents: Tensor, timesteps: Tensor, conditioning: Conditioning
     ) -> Tensor:
-        return (self.model if model is None else model)(
-            hidden_states=latents.to(self.dtype),
+        return model(
+            hidden_states=latents,
             timestep=timesteps,
-            encoder_hidden_states=conditioning["prompt_embeds"].to(latents.device, self.dtype),
+            encoder_hidden_states=conditioning["prompt_embeds"],
             return_dict=False,
         )[0]
 

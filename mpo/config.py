@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
+FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "cogvideox", "wan")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -51,7 +52,7 @@ class PromptsConfig:
 class GeneratorConfig:
     """The diffusion model. `path` is a folder or a hub id that `from_pretrained` loads."""
 
-    family: str = one_of("stable_diffusion", "stable_diffusion")
+    family: str = one_of("stable_diffusion", *FAMILIES)
     path: str = "???"
     dtype: str = one_of("float32", *DTYPES)
     device: str = one_of("auto", *DEVICES)
