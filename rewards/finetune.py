@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from omegaconf import OmegaConf
@@ -57,7 +56,7 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     )
     trainer = _trainer(settings, judge, train, validation)
     before = trainer.report()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(settings))
+    trainer.train(resume_from_checkpoint=_last_checkpoint(settings, trainer.args.should_save))
     after = trainer.report()
     if after.overall.said_yes in (0, 1):
         word = "yes" if after.overall.said_yes else "no"
@@ -66,7 +65,7 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
         )
     if settings.mode == "lora":
         trainer.model.merge_and_unload()
-    if PartialState().is_main_process:
+    if trainer.args.should_save:
         _write(out, judge, settings, {"before": before.to_dict(), "after": after.to_dict()})
         shutil.rmtree(trainer.args.output_dir)
     return after
@@ -90,7 +89,8 @@ def _read_sides(settings: JudgeTraining) -> tuple[Annotations, Annotations]:
 def draw_sequences(annotations: Annotations, settings: JudgeTraining) -> Dataset:
     """All sequences of all epochs in training order: item, indices of its questions, answers.
 
-    Each epoch draws its own balanced questions, orders them and the items, all from the seed.
+    Each epoch draws its own balanced questions, orders them and the items, all from the seed. What is
+    left after the last whole batch is dropped, so that any number of processes takes the same steps.
     """
     rows: list[dict[str, Any]] = []
     for epoch in range(settings.epochs):
@@ -110,7 +110,12 @@ def draw_sequences(annotations: Annotations, settings: JudgeTraining) -> Dataset
                     }
                 )
         rows += [epoch_rows[place] for place in rng.permutation(len(epoch_rows))]
-    return Dataset.from_list(rows)
+    whole = len(rows) // settings.batch_size * settings.batch_size
+    if not whole:
+        raise ValueError(
+            f"batch_size = {settings.batch_size}: {annotations.name} gives {len(rows)} sequences only"
+        )
+    return Dataset.from_list(rows[:whole])
 
 
 class PackedCollator:
@@ -232,16 +237,9 @@ def _trainer(settings: JudgeTraining, judge, train: Annotations, validation: Ann
 
 
 def _arguments(settings: JudgeTraining) -> SFTConfig:
-    per_pass = settings.micro_batch_size * PartialState().num_processes
-    if settings.batch_size % per_pass:
-        raise ValueError(
-            f"batch_size = {settings.batch_size}: must be a multiple of {per_pass}, "
-            "micro_batch_size times processes"
-        )
     values = {
         "output_dir": _checkpoints(settings),
         "per_device_train_batch_size": settings.micro_batch_size,
-        "gradient_accumulation_steps": settings.batch_size // per_pass,
         "num_train_epochs": 1,  # `draw_sequences` holds all epochs
         "train_sampling_strategy": "sequential",
         "learning_rate": settings.learning_rate,
@@ -267,16 +265,24 @@ def _arguments(settings: JudgeTraining) -> SFTConfig:
         "report_to": [],
         "seed": settings.seed,
     }
-    return SFTConfig(**values | settings.options)
+    arguments = SFTConfig(**values | settings.options)
+    per_pass = settings.micro_batch_size * arguments.world_size
+    if settings.batch_size % per_pass:
+        raise ValueError(
+            f"batch_size = {settings.batch_size}: must be a multiple of {per_pass}, "
+            "micro_batch_size times processes"
+        )
+    arguments.gradient_accumulation_steps = settings.batch_size // per_pass
+    return arguments
 
 
-def _last_checkpoint(settings: JudgeTraining) -> str | None:
+def _last_checkpoint(settings: JudgeTraining, writes: bool) -> str | None:
     """The last checkpoint of a training that was cut short; ValueError where its settings were others."""
     folder = Path(_checkpoints(settings))
     note, content = folder / "training.yaml", OmegaConf.to_yaml(OmegaConf.structured(settings))
     if note.is_file() and note.read_text() != content:
         raise ValueError(f"{folder}: begun with other settings; delete it, or choose another out=")
-    if PartialState().is_main_process:
+    if writes:
         folder.mkdir(parents=True, exist_ok=True)
         note.write_text(content)
     return get_last_checkpoint(str(folder))

@@ -117,7 +117,7 @@ def test_training_that_was_cut_short_goes_on_where_it_was(tiny_vlm, data, tmp_pa
 
 def test_sequences_are_balanced_shuffled_and_fixed_by_the_seed(tiny_vlm, data, tmp_path):
     annotations = read_annotations(data)
-    given = settings(tiny_vlm, data, tmp_path, epochs=2, questions_per_sequence=1)
+    given = settings(tiny_vlm, data, tmp_path, epochs=2, questions_per_sequence=1, batch_size=1)
     rows = draw_sequences(annotations, given)
     assert rows.to_list() == draw_sequences(annotations, given).to_list()
     assert rows.to_list() != draw_sequences(annotations, replace(given, seed=1)).to_list()
@@ -130,6 +130,9 @@ def test_sequences_are_balanced_shuffled_and_fixed_by_the_seed(tiny_vlm, data, t
             assert item.answers[item.questions.index(row["questions"][0])] == row["answers"][0]
             found[row["questions"][0], row["answers"][0]] += 1
         assert found.tolist() == [[count, count] for count in least]  # each epoch
+    assert len(draw_sequences(annotations, replace(given, batch_size=7))) == len(rows) // 7 * 7
+    with pytest.raises(ValueError, match=f"batch_size = 999: annotations gives {len(rows)} sequences only"):
+        draw_sequences(annotations, replace(given, batch_size=999))
     together = draw_sequences(annotations, replace(given, questions_per_sequence=2, balanced=False))
     orders = {tuple(row["questions"]) for row in together}
     assert orders == {(0, 1), (1, 0)} and len(together) == 72
