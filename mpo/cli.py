@@ -132,12 +132,9 @@ def main() -> None:
         app()
     except (ValueError, OSError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
-        sys.exit(_fail(line))
-
-
-def _fail(line: str) -> int:
-    print(f"mpo: {line}", file=sys.stderr)
-    return 2
+        unfinished_bar = "\n" if "tqdm" in sys.modules else ""
+        print(f"{unfinished_bar}mpo: {line}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _is_main() -> bool:

@@ -25,7 +25,7 @@ from mpo.pairs import choose_pairs, yield_report
 from mpo.processes import join, make, share
 from mpo.samples import preference_pairs, sample_shard
 from mpo.scores import paths, read_scores, write_names, write_scores
-from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
+from mpo.store import Artifact, disk_errors, read_table, write_bytes, write_json, write_table
 from mpo.trainer import DiffusionDPOTrainer, last_checkpoint, training_arguments
 from rewards import load_checklist
 
@@ -192,9 +192,11 @@ def train(session: Session) -> None:
         )
         trainer = DiffusionDPOTrainer(tuning, arguments, preference_pairs(made.candidates, made.pairs))
         begun = last_checkpoint(arguments.output_dir)
-        trainer.train(resume_from_checkpoint=begun and str(begun))
+        with disk_errors(folder):
+            trainer.train(resume_from_checkpoint=begun and str(begun))
+            if session.process.is_main_process:
+                tuning.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
         if session.process.is_main_process:
-            tuning.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
             log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
             write_bytes(folder / "log.jsonl", log.encode())
         return {"steps": trainer.state.global_step}

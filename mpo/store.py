@@ -7,10 +7,12 @@ written last. A killed stage therefore leaves only whole files, and goes on from
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 DONE = "done.json"
+_LITTLE = 1 << 16  # bytes: a disk with less is full
 _SMALL = 64 << 20  # files above this many bytes are hashed once and remembered
 
 
@@ -43,8 +46,24 @@ def writing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(error.errno, os.strerror(error.errno or errno.EIO), str(path)) from error
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise the OSError of a full disk where torch and safetensors only say that they could not write."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        if f"os error {errno.ENOSPC}" in str(error) or shutil.disk_usage(folder).free < _LITTLE:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
 
 

@@ -32,15 +32,15 @@ def tiny_inputs(tmp_path_factory, tiny_pipeline) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny_run(tmp_path, tiny_inputs, tiny_pipeline) -> Callable[..., Path]:
-    """Write the config of a tiny run that lies in `tmp_path`; keywords replace keys of sections."""
+@pytest.fixture(scope="session")
+def tiny_run(tiny_inputs, tiny_pipeline) -> Callable[..., Path]:
+    """Writes the config of a tiny run that lies in a folder; keywords replace keys of its sections."""
 
-    def write(name: str = "tiny", **changes: dict) -> Path:
+    def write(folder: Path, **changes: dict) -> Path:
         config = {
-            "name": name,
-            "run_dir": str(tmp_path / name),
-            "store": str(tmp_path / "store"),
+            "name": "tiny",
+            "run_dir": str(folder / "run"),
+            "store": str(folder / "store"),
             "prompts": {
                 "train": str(tiny_inputs / "train.jsonl"),
                 "heldout": str(tiny_inputs / "heldout.txt"),
@@ -63,8 +63,8 @@ def tiny_run(tmp_path, tiny_inputs, tiny_pipeline) -> Callable[..., Path]:
             "evaluate": {"bootstrap": 100},
         }
         for section, values in changes.items():
-            config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
-        path = tmp_path / f"{name}.yaml"
+            config[section] = config[section] | values
+        path = folder / "tiny.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
 

@@ -1,0 +1,153 @@
+import os
+import subprocess
+import sys
+from signal import SIGKILL
+
+import pytest
+import torch
+from killing import complaint, contents, start
+
+from mpo.artifacts import resolve
+from mpo.config import load
+from mpo.samples import StoredSamples
+from mpo.scores import read_scores
+from mpo.store import locked, read_table
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, tmp_path_factory):
+    """The config of a tiny run that has gone through all stages."""
+    config = tiny_run(tmp_path_factory.mktemp("finished"))
+    assert start(config) == 0
+    return config
+
+
+def test_a_finished_run_has_all_that_was_promised(finished):
+    run = resolve(load(finished))
+    made = run.artifacts
+    assert load(run.folder / "config.yaml") == run.config
+    rows = read_table(*made.candidates.shards("candidates"))
+    assert [(row["prompt_id"], row["candidate"]) for row in rows] == [
+        (p, c) for p in range(5) for c in range(4)
+    ]
+    assert [row["prompt"] for row in rows[::4]] == run.train_prompts
+    assert len({row["seed"] for row in rows}) == 20
+    assert len(list((made.candidates.folder / "media").glob("*.png"))) == 20
+    stored = StoredSamples(made.candidates)
+    assert not torch.equal(stored[0], stored[19])
+    base, tuned = (read_table(*part.shards("candidates")) for part in (made.base, made.tuned))
+    assert [row["seed"] for row in base] == [row["seed"] for row in tuned]
+    assert contents(made.base.folder / "media") != contents(made.tuned.folder / "media")
+    assert (run.folder / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+    assert (run.folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    for name in ("candidates", "pairs", "tuned"):
+        assert (run.folder / "artifacts" / name).resolve() == getattr(made, name).folder.resolve()
+
+
+def test_runs_that_differ_in_pairing_or_training_share_what_comes_before(finished):
+    first = resolve(load(finished)).artifacts
+    every = {name for name, _ in first.items()}
+    changes = {
+        "pairs.margin=0.2": {"candidates", "scores", "base", "base_scores"},
+        "train.beta=10": {"candidates", "scores", "pairs", "base", "base_scores"},
+        "train.save_steps=3": every,
+        "generate.batch_size=8": every,
+        "evaluate.bootstrap=200": every - {"evaluation", "report"},
+        "generate.candidates=5": {"base", "base_scores"},
+        "reward.min_mass=0.1": {"candidates", "base"},
+        "seed=1": set(),
+    }
+    for change, shared in changes.items():
+        other = dict(resolve(load(finished, [change])).artifacts.items())
+        assert {name for name, artifact in first.items() if artifact == other[name]} == shared, change
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_was_not(finished, tiny_run, tmp_path):
+    moments = [
+        ("media/000001-02.png", True),  # within a shard
+        ("latents-00001.safetensors", False),  # its pictures there, its table not
+        ("scores-00001.parquet", True),  # its answers in the cache, its scores not
+        ("pairs.parquet", False),
+        ("checkpoint-2/trainer_state.json", True),  # a checkpoint half written
+        ("checkpoint-2/trainer_state.json", False),  # the first whole one
+        ("checkpoint-4/trainer_state.json", False),  # trained, nothing exported
+        ("log.jsonl", False),  # exported, not marked
+        ("candidates-00001.parquet", False),  # of the held-out samples
+        ("evaluation.json", True),
+        ("report.html", True),
+    ]
+    config = tiny_run(tmp_path)
+    for name, before in moments:
+        assert start(config, die=name, before=before) == -SIGKILL, name
+    assert start(config) == 0
+    ours, theirs = contents(tmp_path / "store"), contents(finished.parent / "store")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert any(name.endswith("adapter/pytorch_lora_weights.safetensors") for name in ours)
+    assert not list((tmp_path / "store").rglob(".*.tmp"))
+
+
+def test_two_processes_give_what_one_gives(finished, tmp_path):
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+    launch += " --mixed_precision no --dynamo_backend no --main_process_port 0 --module mpo run"
+    places = [f"store={tmp_path / 'store'}", f"run_dir={tmp_path / 'run'}"]
+    command = [sys.executable, *launch.split(), str(finished), *places, "--until", "pair"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    theirs = contents(finished.parent / "store")
+    ours = contents(tmp_path / "store")
+    assert any(name.endswith("pairs.parquet") for name in ours)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_a_second_start_is_refused(finished):
+    with locked(finished.parent / "run" / ".lock"):
+        assert start(finished) == 2
+    assert f"{finished.parent / 'run'}: this run is going on in another process" in complaint(finished)
+
+
+def test_a_corrupt_picture_is_missing_with_its_reason_and_in_no_pair(tiny_run, tmp_path):
+    config = tiny_run(tmp_path)
+    assert start(config, "--until", "generate") == 0
+    made = resolve(load(config)).artifacts
+    (made.candidates.folder / "media" / "000001-02.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
+    assert start(config, "--until", "pair") == 0
+    ((prompt, candidate, reason),) = read_scores(made.scores).missing
+    assert (prompt, candidate) == (1, 2)
+    assert "000001-02.png" in reason
+    pairs = read_table(made.pairs.folder / "pairs.parquet")
+    assert pairs
+    assert not any(row["prompt_id"] == 1 and 2 in (row["winner"], row["loser"]) for row in pairs)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, and what changes its size in kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder, lambda size: subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
+    finished, tiny_run, small_disk, tmp_path
+):
+    folder, resize = small_disk
+    config = tiny_run(tmp_path)
+    places = [f"store={folder / 'store'}", f"run_dir={folder / 'run'}"]
+    stopped_in = []
+    for size in (60, 200, 440, 540):  # kB: in generate, score and train, in a checkpoint and after it
+        resize(size)
+        assert start(config, *places) == 2
+        assert "No space left on device" in complaint(config) or "disk is full" in complaint(config)
+        assert not list(folder.rglob(".*.tmp"))
+        begun = {path.name.partition("-")[0] for path in (folder / "store").iterdir() if path.is_dir()}
+        stopped_in.append("train" if "train" in begun else "score" if "score" in begun else "generate")
+    assert set(stopped_in) == {"generate", "score", "train"}
+    resize(4000)
+    assert start(config, *places) == 0
+    assert contents(folder / "store") == contents(finished.parent / "store")
