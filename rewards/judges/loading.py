@@ -29,8 +29,7 @@ def load_weights(model_class, path: str | Path, dtype: str, device: str, **optio
                 dtype=DTYPES[dtype],
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
-                use_safetensors=True,
-                **options,
+                **{"use_safetensors": True, **options},
             )
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged weights ({one_line(error)})") from None
