@@ -117,6 +117,7 @@ class VisionModel(nn.Module):
         hidden = self.patch_embedding(pixel_values.to(self.boi.dtype))
         patches = self.transformer(hidden)[:, 1:]
         grid = patches.transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        tokens = self.linear_proj(self.conv(grid).flatten(2).transpose(1, 2))
+        blocks = self.conv(grid).flatten(2).transpose(1, 2)
+        tokens = self.linear_proj(blocks.contiguous())  # 4-bit kernels read memory as it lies
         ends = (len(tokens), 1, tokens.shape[-1])
         return torch.cat([self.boi.expand(ends), tokens, self.eoi.expand(ends)], dim=1)

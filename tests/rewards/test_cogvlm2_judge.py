@@ -7,7 +7,9 @@ import pytest
 import torch
 from golden_cogvlm2 import FOLDER, asked, clip, close, judge, picture, recorded
 from PIL import Image
+from transformers import BitsAndBytesConfig
 
+from rewards.build import load_judge
 from rewards.checklist import Checklist
 from rewards.judges import cogvlm2, packing
 from rewards.judges.base import Failure
@@ -119,6 +121,23 @@ def test_fingerprint_tells_template_and_weights_apart():
     }
     assert len(prints | {judge("image").fingerprint}) == 4
     assert CogVLM2Judge(model, judge("video").processor, "elsewhere").fingerprint in prints
+
+
+def test_load_judge_tells_the_kind():
+    for kind in ("image", "video"):
+        loaded = load_judge(FOLDER / kind, device="cpu", batch_size=3, frames="uniform:4")
+        assert type(loaded) is CogVLM2Judge and loaded.fingerprint == judge(kind).fingerprint
+        assert (loaded.modality, loaded.batch_size, loaded.frames) == (kind, 3, "uniform:4")
+
+
+def test_eight_bits_answer_about_the_same():
+    pytest.importorskip("bitsandbytes", reason="8-bit weights need bitsandbytes")
+    config = BitsAndBytesConfig(load_in_8bit=True)
+    loaded = CogVLM2Judge.load(FOLDER / "image", "vqa", "float32", "cpu", quantization_config=config)
+    linear = {name for name, part in loaded.model.named_modules() if type(part).__name__ == "Linear8bitLt"}
+    assert len(linear) == 32 and not any("lm_head" in name for name in linear)
+    exact, found = (part.logits([picture()], [asked("image")[:5]]) for part in (judge("image"), loaded))
+    assert (found - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
 def test_wrong_folders_say_so_in_one_line(tmp_path):
