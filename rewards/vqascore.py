@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -30,6 +29,7 @@ from transformers import (
 from rewards.alignment import QUESTION
 from rewards.cogvlm2.processing import MEAN, image_pixels
 from rewards.judges.base import Failure
+from rewards.judges.batches import in_batches
 from rewards.judges.loading import load_weights, one_line, quiet
 from rewards.judges.yes_no import weights_digest
 from rewards.media import Media
@@ -168,24 +168,14 @@ class VQAScore:
         # Prompts about one picture side by side, so that it is encoded once.
         rows = [row for row, item in enumerate(media) if item.kind == "image"]
         rows.sort(key=lambda row: media[row].digest)
-        while rows:
-            batch = rows[: self.batch_size]
-            try:
-                scores = self._batch([media[row] for row in batch], [prompts[row] for row in batch])
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                if len(batch) == 1:
-                    raise ValueError(f"{self.name}: not enough memory for a single image") from None
-                self.batch_size = len(batch) // 2
-                continue
-            for row, score in zip(batch, scores.tolist(), strict=True):
-                results[row] = score
-            rows = rows[len(batch) :]
+        items = [(media[row], prompts[row]) for row in rows]
+        scores = in_batches(self, items, lambda batch: self._batch(*zip(*batch, strict=True)).tolist())
+        for row, score in zip(rows, scores, strict=True):
+            results[row] = score
         return results
 
     @torch.inference_mode()
-    def _batch(self, media: list[Media], prompts: list[str]) -> Tensor:
+    def _batch(self, media: Sequence[Media], prompts: Sequence[str]) -> Tensor:
         """Scores [B]."""
         device = self.model.device
         pictures = {item.digest: item.image for item in media}

@@ -131,8 +131,7 @@ class CogVLM2ForCausalLM(CogVLM2PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, path, *args, config=None, output_loading_info=False, **kwargs):
-        """The model in a folder or hub repository, with the keywords of transformers (dtype, device_map,
-        quantization_config and so on).
+        """The model in a folder or hub repository; keywords as in transformers (dtype, device_map, ...).
 
         ValueError names the first weights that are missing, unexpected or of another shape.
         """

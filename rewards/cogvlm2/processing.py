@@ -40,9 +40,8 @@ def frame_pixels(frames: Tensor, side: int) -> Tensor:
     size = (math.floor(height / short * side), math.floor(width / short * side))
     top, left = round((size[0] - side) / 2), round((size[1] - side) / 2)  # halves go to the even number
     planes = []
-    for colour in range(
-        3
-    ):  # a whole clip in float32 is large; and frames as channels round as in the release
+    # A colour at a time: the whole clip in float32 is large, and frames as channels round as in the release.
+    for colour in range(3):
         plane = normalise(frames[..., colour], colour)[None]
         resized = torch.nn.functional.interpolate(plane, size=size, mode="bilinear", align_corners=False)
         planes.append(resized[0, :, top : top + side, left : left + side])

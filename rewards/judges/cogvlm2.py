@@ -12,13 +12,13 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor
 from transformers import DynamicCache
 
 from rewards.cogvlm2.modeling import CogVLM2ForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor
 from rewards.judges.base import Answers, Failure
+from rewards.judges.batches import in_batches
 from rewards.judges.loading import load_weights
 from rewards.judges.packing import pack, rewind, split_packs
 from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
@@ -78,16 +78,13 @@ class CogVLM2Judge:
     def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
         """Per item its answers, or why it has none."""
         results: list[Answers | Failure | None] = [None] * len(media)
-        groups: dict[
-            tuple[int, int], list[int]
-        ] = {}  # rows whose prefixes and numbers of questions are alike
+        groups: dict[tuple[int, int], list[int]] = {}  # rows of like prefixes and numbers of questions
         for row, (item, asked) in enumerate(zip(media, questions, strict=True)):
             if item.kind == self.modality:
                 groups.setdefault((len(item.pictures()), len(asked)), []).append(row)
             else:
-                results[row] = Failure(
-                    f"{item.source}: {item.kind} given, {self.name} judges {self.modality}s"
-                )
+                reason = f"{item.kind} given, {self.name} judges {self.modality}s"
+                results[row] = Failure(f"{item.source}: {reason}")
         for rows in groups.values():
             logits = self.logits([media[row] for row in rows], [questions[row] for row in rows])
             for row, pair in zip(rows, zip(*read_yes_no(logits, self.words), strict=True), strict=True):
@@ -107,19 +104,8 @@ class CogVLM2Judge:
     @torch.inference_mode()
     def logits(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
         """First-token logits [B, Q, V] of media with equally many pictures and questions."""
-        found: list[Tensor] = []
-        while len(found) < len(media):
-            batch = slice(len(found), len(found) + self.batch_size)
-            size = len(media[batch])
-            try:
-                found.extend(self._batch(media[batch], questions[batch]))
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                if size == 1:
-                    raise ValueError(f"{self.name}: not enough memory for a single {self.modality}") from None
-                self.batch_size = size // 2
-        return torch.stack(found)
+        items = list(zip(media, questions, strict=True))
+        return torch.stack(in_batches(self, items, lambda batch: self._batch(*zip(*batch, strict=True))))
 
     def _batch(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
         """Prefix once, then packed questions over its cache."""

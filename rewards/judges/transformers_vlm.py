@@ -18,11 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
 
 from rewards.judges.base import Answers, Failure
+from rewards.judges.batches import in_batches
 from rewards.judges.loading import load_weights, one_line, quiet
 from rewards.judges.packing import Packed, pack, rewind, split_packs
 from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
@@ -201,20 +201,7 @@ class TransformersJudge:
 
     def _answer_group(self, items: list[_Item]) -> list[Answers]:
         """Answers of items that can share a batch, as many at once as memory holds."""
-        done: list[Answers] = []
-        while len(done) < len(items):
-            batch = items[len(done) : len(done) + self.batch_size]
-            try:
-                done += self._answer_batch(batch)
-                continue
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-            if len(batch) == 1:
-                raise ValueError(f"{self.name}: not enough memory for a single picture")
-            self.batch_size = len(batch) // 2
-            clear_device_cache(garbage_collection=True)
-        return done
+        return in_batches(self, items, self._answer_batch)
 
     def _answer_batch(self, items: list[_Item]) -> list[Answers]:
         """Prefix once, then packed questions over its cache."""
