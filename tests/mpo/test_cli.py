@@ -1,0 +1,160 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import transformers
+import yaml
+from killing import complaint, start
+
+from mpo import cli
+from mpo.artifacts import resolve
+from mpo.config import load
+
+
+@pytest.fixture
+def mpo(monkeypatch, capsys):
+    """Runs a command line; returns exit code, stdout and stderr."""
+
+    transformers.logging.set_verbosity_error()  # as `main` has it for a process of its own
+
+    def run(*words) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mpo", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        err = "".join(f"{line}\n" for line in err.splitlines() if line)
+        return ended.value.code or 0, out, err
+
+    return run
+
+
+def edited(path, target, **changes):
+    """A copy of a checklist with changes to its question q1."""
+    content = yaml.safe_load(path.read_text())
+    content["questions"]["q1"] |= changes
+    target.write_text(yaml.safe_dump(content))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.betta=1", "train.betta: no such setting; the nearest is train.beta"),
+        ("train.beta=big", "train.beta = 'big': must be a number"),
+        ("pairs.margin=0", "pairs.margin = 0.0: must be greater than 0"),
+        ("generate.candidates=1", "generate.candidates = 1: must be at least 2"),
+        ("prompts.train={tmp}/none.txt", "{tmp}/none.txt: no such prompt file"),
+        ("prompts.train={tmp}/empty.txt", "{tmp}/empty.txt: holds no prompt"),
+        (
+            "generator.path={tmp}",
+            "generator.path = '{tmp}': has no model_index.json, so it is no model folder",
+        ),
+        ("generator.path={tmp}/none", "generator.path = {tmp}/none: no such file or folder"),
+        ("reward.judge={tmp}/bare", "reward.judge = '{tmp}/bare': has no weights (*.safetensors)"),
+        ("reward.checklist={tmp}/none.yaml", "reward.checklist = {tmp}/none.yaml: no such file or folder"),
+        ("reward.checklist={tmp}/gate.yaml", "'nobody'"),
+        ("reward.checklist={tmp}/weight.yaml", "weight -1.0 of 'q1' must be 0 or more"),
+        ("objectives.dims.d7.role=hold", "objectives.dims.d7: there is no such objective; the nearest is d"),
+    ],
+)
+def test_what_cannot_run_is_refused_in_one_line_before_anything_is_written(
+    mpo, tiny_run, tiny_inputs, tmp_path, override, message
+):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_text("{}")
+    (tmp_path / "empty.txt").write_text("\n")
+    edited(tiny_inputs / "checklist.yaml", tmp_path / "gate.yaml", gate="nobody")
+    edited(tiny_inputs / "checklist.yaml", tmp_path / "weight.yaml", weight=-1.0)
+    code, out, err = mpo("run", tiny_run(tmp_path), override.format(tmp=tmp_path))
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("mpo: ")
+    assert message.format(tmp=tmp_path) in line
+    assert not list(tmp_path.glob("store/*-*"))
+    assert not list(tmp_path.glob("run/[!.]*"))
+
+
+def test_a_config_that_is_not_there_and_a_stage_that_is_none(mpo, tiny_run, tmp_path):
+    assert mpo("run", tmp_path / "x.yaml")[2] == f"mpo: {tmp_path / 'x.yaml'}: no such config file\n"
+    code, _, err = mpo("run", tiny_run(tmp_path), "--until", "pairs")
+    assert (code, err) == (
+        2,
+        "mpo: --until pairs: must be one of generate, score, pair, train, evaluate, report\n",
+    )
+
+
+def test_help_teaches_by_example(mpo):
+    for words, example in [
+        ([], "mpo run configs/quickstart.yaml"),
+        (["run"], "mpo run configs/quickstart.yaml --until pair"),
+        (["plan"], "mpo plan configs/quickstart.yaml"),
+        (["show"], "mpo show runs/quickstart"),
+        (["quickstart", "build"], "mpo quickstart build"),
+    ]:
+        code, out, _ = mpo(*words, "--help")
+        assert code == 0
+        assert example in out
+
+
+def test_python_dash_m_mpo_is_the_same_and_help_imports_no_torch(mpo):
+    code = "import sys, runpy; sys.argv = ['mpo', '--help']\n"
+    code += "try: runpy.run_module('mpo', run_name='__main__')\n"
+    code += "finally: print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "False"
+    assert "mpo run configs/quickstart.yaml" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run, tmp_path_factory):
+    config = tiny_run(tmp_path_factory.mktemp("finished"))
+    assert start(config) == 0
+    return config
+
+
+def test_until_pair_shows_the_yield(finished):
+    assert start(finished, "--until", "pair") == 0
+    printed = finished.with_suffix(".log").read_text()
+    assert "granularity" in printed
+    assert "kept " in printed
+
+
+def test_a_run_ends_with_what_changed_and_where_the_report_lies(finished):
+    assert start(finished) == 0
+    printed = finished.with_suffix(".log").read_text()
+    assert "judge total" in printed
+    assert printed.splitlines()[-1] == f"report: {finished.parent / 'run' / 'report.html'}"
+
+
+def test_no_pair_at_all_names_what_to_relax_and_leaves_nothing(finished):
+    assert start(finished, "pairs.margin=1000", f"run_dir={finished.parent / 'none'}") == 2
+    assert "no two candidates of a prompt differ by pairs.margin = 1000" in complaint(finished)
+    assert not resolve(load(finished, ["pairs.margin=1000"])).artifacts.pairs.folder.exists()
+
+
+def test_a_fallen_dimension_can_be_the_exit_code(finished, tmp_path):
+    folder = shutil.copytree(finished.parent, tmp_path / "copy", symlinks=True)
+    places = [f"store={folder / 'store'}", f"run_dir={folder / 'run'}"]
+    marker = resolve(load(finished, places)).artifacts.evaluation.folder / "done.json"
+    marker.write_text(json.dumps({"regressions": ["d1 (by judge)"]}))
+    assert start(finished, *places) == 0
+    assert start(finished, *places, "evaluate.fail_on_regression=true") == cli.FELL
+    assert complaint(finished) == "mpo: fell significantly: d1 (by judge)"
+
+
+def test_show_tells_what_is_there(finished, mpo, tiny_run, tmp_path):
+    code, out, _ = mpo("show", finished.parent / "run")
+    assert code == 0
+    assert "judge total" in out
+    assert "to do" not in out
+    begun = tiny_run(tmp_path)
+    assert start(begun, "--until", "score") == 0
+    out = mpo("show", tmp_path / "run")[1]
+    assert "there" in out
+    assert "to do" in out
+    assert "judge total" not in out
+    code, _, err = mpo("show", tmp_path / "nowhere")
+    assert code == 2
+    assert "no run there" in err

@@ -1,0 +1,81 @@
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from mpo.artifacts import resolve
+from mpo.config import load
+from mpo.plan import count_questions, read_size, steps
+
+
+@pytest.fixture
+def planned(tiny_run, tmp_path):
+    config = load(tiny_run(tmp_path))
+    return resolve(config, now=False), read_size(config.generator.path, config)
+
+
+def test_parameters_are_those_of_the_loaded_model(planned, tiny_pipeline):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline("stable_diffusion"))
+    size = planned[1]
+    for part in ("unet", "vae", "text_encoder"):
+        assert size.parameters[part] == sum(p.numel() for p in getattr(pipe, part).parameters()), part
+    assert size.bytes("bfloat16", "unet") == 2 * size.parameters["unet"]
+
+
+def test_lora_parameters_are_those_that_training_saves(planned, tiny_pipeline, tmp_path):
+    from generators.adapters import LoraTuning
+    from generators.build import build_generator
+
+    run, size = planned
+    LoraTuning(build_generator(run.config.generator), rank=2).save(tmp_path / "adapter")
+    saved = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
+    assert 2 * size.attention == sum(tensor.numel() for tensor in saved.values())
+
+
+def test_counts_follow_from_the_config(planned):
+    run, size = planned
+    generate, score, pair, train, base, base_scores, *_ = steps(run, size)
+    # 5 prompts x 4 candidates x 2 steps x 2 branches of guidance; 5 prompts in shards of 2
+    assert (generate.calls, generate.shards, generate.state) == ("80 denoiser rows", 3, "to do")
+    assert (score.work, score.calls) == ("20 samples x 6 questions", "20 judge passes")
+    assert train.calls.startswith("32 denoiser rows")  # 4 steps x 4 pairs x 2 sides
+    assert base.calls == "12 denoiser rows"  # 3 held-out prompts x 1 sample x 2 steps x 2 branches
+    # a picture of 16 x 16 at 2 bytes a pixel, a latent of 4 x 8 x 8 floats; a prompt of 16 x 32 floats
+    assert generate.disk == 20 * (16 * 16 * 2 + 4 * 8 * 8 * 4) + 5 * 16 * 32 * 4
+
+
+def test_what_is_there_already_is_said(tiny_run, tmp_path):
+    from killing import start
+
+    config = tiny_run(tmp_path)
+    assert start(config, "--until", "generate") == 0
+    generate, score, *_ = steps(resolve(load(config), now=False), None)
+    assert (generate.state, score.state) == ("there", "to do")
+    (score.artifact.folder).mkdir()
+    score.artifact.shard("scores", 1).touch()
+    assert score.state == "1 of 3 shards"
+
+
+def test_a_plan_imports_no_torch_and_prints_what_it_needs(tiny_run, tmp_path):
+    code = f"import sys; sys.argv = ['mpo', 'plan', {str(tiny_run(tmp_path))!r}]\n"
+    code += "from mpo.cli import main\n"
+    code += "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "False\n"
+    assert "free in" in done.stdout
+    assert "weights and optimiser to train" in done.stdout
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_model_that_is_not_downloaded_is_unknown_and_no_error(tiny_run, tmp_path):
+    config = load(tiny_run(tmp_path), ["generator.path=nobody/nothing"])
+    assert read_size(config.generator.path, config) is None
+    assert steps(resolve(config, now=False), None)[0].disk is None
+
+
+def test_questions_are_counted_in_yaml_only(tiny_inputs):
+    assert count_questions(str(tiny_inputs / "checklist.yaml")) == 6
+    assert count_questions(str(tiny_inputs)) is None

@@ -1,0 +1,69 @@
+"""Which package may import which (CONTRIBUTING.md): one direction, from models to preferences."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = {"generators", "rewards", "mpo", "quickstart"}
+ALLOWED = {
+    "generators": {"generators"},
+    "rewards": {"rewards"},
+    "quickstart": {"quickstart", "generators", "rewards"},
+    "mpo": OURS,
+}
+# Modules of mpo that are pure: of ours they import only these, for types and constants.
+PURE = {
+    "objectives": {"mpo.config"},
+    "dominance": {"mpo.objectives"},
+    "draws": set(),
+    "rules": {"mpo.dominance", "mpo.draws", "mpo.objectives"},
+    "pairs": {"mpo.config", "mpo.dominance", "mpo.draws", "mpo.objectives", "mpo.rules"},
+    "losses": set(),
+    "statistics": {"mpo.objectives"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file names in an import, wherever it stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    return {name for name in imports(path) if name.partition(".")[0] in OURS}
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_packages_import_only_what_lies_below_them(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for file in files:
+        packages = {name.partition(".")[0] for name in ours(file)}
+        assert packages <= ALLOWED[package], f"{file.relative_to(ROOT)} imports {packages - ALLOWED[package]}"
+
+
+@pytest.mark.parametrize("module", sorted(PURE))
+def test_pure_modules_know_no_model_and_no_file(module):
+    found = ours(ROOT / "mpo" / f"{module}.py")
+    assert found <= PURE[module], f"mpo/{module}.py imports {sorted(found - PURE[module])}"
+
+
+def test_generator_and_reward_meet_in_the_pipeline_alone():
+    both = {
+        file.stem
+        for file in (ROOT / "mpo").glob("*.py")
+        if {"generators", "rewards"} <= {name.partition(".")[0] for name in ours(file)}
+    }
+    assert both <= {"pipeline", "models", "evaluate"}
+
+
+def test_schedules_are_pure():
+    assert ours(ROOT / "generators" / "schedules.py") == set()
