@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     DynamicCache,
     GenerationMixin,
     PreTrainedModel,
@@ -220,3 +221,4 @@ for config_class, model_class in (
 ):
     AutoConfig.register(config_class.model_type, config_class)
     AutoModelForCausalLM.register(config_class, model_class)
+    AutoModelForImageTextToText.register(config_class, model_class)

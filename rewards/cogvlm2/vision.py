@@ -26,7 +26,8 @@ class PatchEmbedding(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.proj(pixel_values).flatten(2).transpose(1, 2)
         cls = self.cls_embedding.expand(len(patches), 1, -1)
-        return torch.cat([cls, patches], dim=1) + self.position_embedding.weight
+        places = torch.arange(self.position_embedding.num_embeddings, device=patches.device)
+        return torch.cat([cls, patches], dim=1) + self.position_embedding(places)
 
 
 class VisionAttention(nn.Module):

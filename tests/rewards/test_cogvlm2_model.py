@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_cogvlm2 import FOLDER, asked, clip, close, judge, picture, recorded
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from rewards.cogvlm2.configuration import CogVLM2Config, CogVLM2VideoConfig, read_config
 from rewards.cogvlm2.language import Rotary, rotate
@@ -143,9 +143,10 @@ def test_save_and_load_through_the_auto_classes(kind, tmp_path):
         load_file(FOLDER / kind / "model.safetensors")
     )
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert type(again) is KINDS[kind]
-    assert torch.equal(again(**inputs(kind)).logits, model(**inputs(kind)).logits)
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        again = auto.from_pretrained(tmp_path)
+        assert type(again) is KINDS[kind]
+        assert torch.equal(again(**inputs(kind)).logits, model(**inputs(kind)).logits)
 
 
 def test_sharded_bfloat16_checkpoint_with_a_foreign_model_type(tmp_path):
@@ -167,7 +168,8 @@ def test_sharded_bfloat16_checkpoint_with_a_foreign_model_type(tmp_path):
 
 
 def test_parts_on_disk_give_the_same_logits(tmp_path):
-    device_map = {"model": "cpu", "lm_head": "disk"}
+    names = ("embed_tokens", "norm", "vision", "layers.0", "layers.1")
+    device_map = {f"model.{name}": "disk" for name in names} | {"model.layers.1": "cpu", "lm_head": "cpu"}
     model = CogVLM2ForCausalLM.from_pretrained(
         FOLDER / "image", device_map=device_map, offload_folder=tmp_path, offload_buffers=True
     )
