@@ -58,7 +58,7 @@ def main(folder: Path = JUDGE, generator: Path = GENERATOR, count: int = 1000) -
     rng = np.random.default_rng(SEED)
     scenes = random_scenes(count, rng)
     renders = agreement(judge, checklist, render(scenes, rng), scenes, rng)
-    pipeline = StableDiffusionPipeline.from_pretrained(generator, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(generator, dtype=torch.float32)
     prompts = [prompt_of(scene) for scene in rng.choice(all_scenes(), count)]
     pictures = sample(pipeline, prompts, seed=SEED)
     samples = agreement(judge, checklist, pictures, oracle.read(pictures), rng)

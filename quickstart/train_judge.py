@@ -28,7 +28,7 @@ from rewards.checklist import Checklist
 CHECKLIST = Path(__file__).parents[1] / "configs" / "checklists" / "quickstart.yaml"
 GENERATOR = Path(__file__).parent / "weights" / "generator"
 PICTURES = 8192  # drawn anew by the generator
-STRENGTHS = (0.01, 0.15, 0.3, 0.45)  # how far back into noise: from the autoencoder alone to half the way
+STRENGTHS = (0.05, 0.15, 0.3, 0.45)  # how far back into noise before drawing anew
 BATCH = 64
 SHORT, LONG = 4, 3  # questions about a picture in one step: without a prompt, about a prompt
 PEAK = 2e-3  # learning rate
@@ -41,7 +41,7 @@ def to_pixels(pictures: np.ndarray) -> Tensor:
 
 def redraw(generator: str | Path, scenes: np.ndarray, rng: np.random.Generator, seed: int) -> np.ndarray:
     """Return renders of scenes [B, 8] partly drawn anew by the generator: uint8 [B, 64, 64, 3]."""
-    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(generator, torch_dtype=torch.float32)
+    pipeline = StableDiffusionImg2ImgPipeline.from_pretrained(generator, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     pictures, noise = render(scenes, rng), torch.Generator().manual_seed(seed)
     for number, rows in enumerate(np.array_split(np.arange(len(scenes)), max(1, len(scenes) // 128))):
@@ -49,7 +49,7 @@ def redraw(generator: str | Path, scenes: np.ndarray, rng: np.random.Generator, 
             prompt=[prompt_of(scene) for scene in scenes[rows]],
             image=to_pixels(pictures[rows]) / 2 + 0.5,
             strength=STRENGTHS[number % len(STRENGTHS)],
-            num_inference_steps=20 if number % len(STRENGTHS) else 100,
+            num_inference_steps=20,
             guidance_scale=1.0,
             generator=noise,
             output_type="np",
