@@ -54,7 +54,7 @@ def test_the_papers_recipes(name):
 
 
 def test_beta_per_element_is_what_the_configs_say():
-    # 16 x 64 x 64 latents at 512 pixels; 16 channels x 21 frames x 60 x 104 at 480 by 832 pixels and 81 frames
+    # 16 x 64 x 64 at 512 pixels; 16 channels, 21 frames, 60 x 104 at 480 by 832 pixels
     assert per_element_beta(load(CONFIGS / "sd35.yaml").train.beta, 16 * 64 * 64) == pytest.approx(
         0.0015, abs=5e-5
     )
