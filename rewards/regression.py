@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solve_triangular
-from scipy.optimize import minimize, nnls
+from scipy.optimize import nnls
 from scipy.special import expit
 
 SOLVERS = ("exact", "algorithm1")
@@ -27,7 +27,9 @@ _SETTLED = 1e-6  # change of the weights that ends Algorithm 1
 _RESAMPLE_SETTLED = (
     1e-5  # largest move of a resample's weight in its last step; the next would be far smaller
 )
-_STEPS = 60  # resampling steps before a resample is left to L-BFGS-B
+_STEPS = 60  # resampling steps before a resample is fitted alone
+_CONVERGED = 1e-10  # largest move of a weight that ends a fit
+_NEWTON_STEPS = 200  # far more than any fit takes
 _CHUNK = 4_000_000  # logits held at once while resampling
 
 
@@ -89,7 +91,7 @@ def fit(differences, solver: str = "exact", penalty: Penalty | None = None, star
     penalty = penalty or Penalty()
     match solver:
         case "exact":
-            return _minimise(differences, penalty, lower=0.0, start=start)
+            return _minimise(differences, penalty, nonnegative=True, start=start)
         case "algorithm1":
             return _algorithm1(differences, penalty)
     raise ValueError(f"solver: {solver!r}, allowed: {', '.join(SOLVERS)}")
@@ -97,21 +99,31 @@ def fit(differences, solver: str = "exact", penalty: Penalty | None = None, star
 
 def fit_unconstrained(differences, penalty: Penalty | None = None) -> Fit:
     """Plain logistic regression without bias: what the weights would be if negative ones were allowed."""
-    return _minimise(check_differences(differences), penalty or Penalty(), lower=None)
+    return _minimise(check_differences(differences), penalty or Penalty(), nonnegative=False)
 
 
-def _minimise(differences, penalty, lower, start=None) -> Fit:
-    start = np.zeros(differences.shape[1]) if start is None else np.asarray(start, dtype=np.float64)
-    result = minimize(
-        objective,
-        start,
-        args=(differences, penalty),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=[(lower, None)] * len(start),
-        options={"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": 1e-9, "maxcor": 20},
-    )
-    return Fit(result.x, float(result.fun), 1)
+def _minimise(differences, penalty, nonnegative: bool, start=None) -> Fit:
+    """Newton's method; with the constraint, each step goes towards the non-negative minimum of its model."""
+    weights = np.zeros(differences.shape[1]) if start is None else np.asarray(start, dtype=np.float64)
+    value, gradient = objective(weights, differences, penalty)
+    for _ in range(_NEWTON_STEPS):
+        lower = np.linalg.cholesky(_curvature(weights, differences, penalty) / len(differences))
+        target = (
+            _step_exact(lower, weights, gradient) if nonnegative else _step_free(lower, weights, gradient)
+        )
+        direction, share = target - weights, 1.0
+        if np.abs(direction).max() <= _CONVERGED:
+            break
+        while share > _CONVERGED:  # halved until the objective falls as its slope promises
+            moved = weights + share * direction
+            new_value, new_gradient = objective(moved, differences, penalty)
+            if new_value <= value + 1e-4 * share * (gradient @ direction):
+                break
+            share /= 2
+        else:
+            break  # no lower value within rounding
+        weights, value, gradient = moved, new_value, new_gradient
+    return Fit(weights, float(value), 1)
 
 
 def _algorithm1(differences, penalty) -> Fit:
@@ -123,18 +135,20 @@ def _algorithm1(differences, penalty) -> Fit:
         rounds, previous = rounds + 1, weights
         weights = np.zeros_like(previous)
         if kept.any():
-            weights[kept] = _minimise(differences[:, kept], penalty, lower=None, start=previous[kept]).weights
+            weights[kept] = _minimise(differences[:, kept], penalty, False, previous[kept]).weights
         weights = weights * (weights > 0)
         kept = weights > 0
         settled = np.linalg.norm(weights - previous) <= _SETTLED
     return Fit(weights, float(objective(weights, differences, penalty)[0]), rounds)
 
 
-def hessian(weights, differences, penalty: Penalty) -> np.ndarray:
-    """Second derivative [Q, Q] of the summed objective at `weights`."""
+def _curvature(weights, differences, penalty: Penalty) -> np.ndarray:
+    """Second derivative [Q, Q] of the summed objective at `weights`, a trace above singular."""
     p = expit(differences @ weights)
     scaled = differences * np.sqrt(p * (1 - p))[:, None]
-    return scaled.T @ scaled + penalty.ridge * np.eye(len(weights))
+    curvature = scaled.T @ scaled + penalty.ridge * np.eye(len(weights))
+    curvature[np.diag_indices_from(curvature)] += 1e-9 * np.trace(curvature) / len(curvature) + 1e-12
+    return curvature
 
 
 def refit(differences, counts, start, solver: str = "exact", penalty: Penalty | None = None) -> np.ndarray:
@@ -147,8 +161,7 @@ def refit(differences, counts, start, solver: str = "exact", penalty: Penalty | 
     penalty = penalty or Penalty()
     counts = np.asarray(counts)
     size = max(1, _CHUNK // len(differences))
-    curvature = hessian(start, differences, penalty)
-    curvature[np.diag_indices_from(curvature)] += 1e-9 * np.trace(curvature) / len(curvature) + 1e-12
+    curvature = _curvature(start, differences, penalty)
     parts = [
         _refit_chunk(differences, counts[row : row + size], start, curvature, solver, penalty)
         for row in range(0, len(counts), size)
@@ -191,6 +204,11 @@ def _step_exact(lower, weights, gradient) -> np.ndarray:
     """argmin over v >= 0 of the quadratic model at `weights`: least squares |L' v - b|, L L' = curvature."""
     target = lower.T @ weights - solve_triangular(lower, gradient, lower=True, check_finite=False)
     return nnls(lower.T, target)[0]
+
+
+def _step_free(lower, weights, gradient) -> np.ndarray:
+    """Minimum of the quadratic model at `weights`, L L' = curvature."""
+    return weights - cho_solve((lower, True), gradient, check_finite=False)
 
 
 def _step_kept(curvature, weights, gradient, kept) -> np.ndarray:

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from rewards import regression
@@ -43,6 +44,26 @@ def test_exact_solution_meets_the_optimality_conditions():
     assert used.tolist()[:2] == [True, True] and not used[3]
     assert np.abs(gradient[used]).max() < 1e-6  # free weights: no slope left
     assert gradient[~used].min() > -1e-6  # zero weights: only uphill
+
+
+@pytest.mark.parametrize("penalty", [Penalty(), Penalty(ridge=0.01, l1=0.02)])
+def test_both_fits_are_those_of_a_general_optimiser(penalty):
+    differences = preferences([1.5, 0.3, 0.0, -0.4, 0.1, 0.0], 300, seed=6)
+    for bound, found in (
+        (0.0, regression.fit(differences, penalty=penalty)),
+        (None, regression.fit_unconstrained(differences, penalty)),
+    ):
+        expected = minimize(
+            regression.objective,
+            np.full(6, 0.1),
+            args=(differences, penalty),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(bound, None)] * 6,
+            options={"ftol": 0.0, "gtol": 1e-10},
+        )
+        assert found.weights == pytest.approx(expected.x, abs=1e-6)
+        assert found.objective == pytest.approx(expected.fun, abs=1e-12)
 
 
 def test_exact_is_never_worse_and_algorithm1_is_its_own_fixed_point():
