@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from mpo import cli_learn, cli_release, cli_rewards
 from mpo.config import STAGES, ConfigError, RunConfig, load
 from mpo.store import locked
 
@@ -29,6 +30,10 @@ app = typer.Typer(
 )
 quickstart = typer.Typer(help="The bundled world that configs/quickstart.yaml runs on.", no_args_is_help=True)
 app.add_typer(quickstart, name="quickstart")
+checklist = typer.Typer(
+    help="The questions of a reward: bring, show, write and check them.", no_args_is_help=True
+)
+app.add_typer(checklist, name="checklist")
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the run, such as configs/quickstart.yaml.")]
 Overrides = Annotated[
@@ -112,16 +117,31 @@ def show(run: Annotated[Path, typer.Argument(help="A run's folder, or its name u
 
 
 @quickstart.command()
-def build() -> None:
-    """Train the bundled generator and judge again, from nothing; each recipe says how long it takes.
+def build(
+    folder: Annotated[Path, typer.Argument(help="Where to; holds generator/ and judge/ then.")] = Path(
+        "runs/weights"
+    ),
+    seed: int = 0,
+) -> None:
+    """Train the bundled generator and then the judge again, from nothing; each prints how long it has taken.
 
     \b
     mpo quickstart build
+    mpo run configs/quickstart.yaml name=rebuilt generator.path=runs/weights/generator
     """
+    for part in ("generator", "judge"):
+        if (folder / part).exists():
+            raise FileExistsError(f"{folder / part}: is there already; remove it or name another folder")
     from quickstart import train_generator, train_judge
 
-    train_generator.main()
-    train_judge.main()
+    folder.mkdir(parents=True, exist_ok=True)
+    train_generator.build(folder / "generator", seed)
+    train_judge.main(folder / "judge", folder / "generator", seed)
+
+
+cli_rewards.register(app)
+cli_release.register(app, checklist)
+cli_learn.register(app, checklist)
 
 
 def main() -> None:

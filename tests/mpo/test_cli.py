@@ -21,6 +21,7 @@ def mpo(monkeypatch, capsys):
 
     def run(*words) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["mpo", *map(str, words)])
+        capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
