@@ -10,7 +10,12 @@ from mpo.config import ConfigError, PromptsConfig
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The distinct prompts of a file, in its order.
+    """The distinct prompts of a file, in its order; see `read_prompt_rows`."""
+    return list(dict.fromkeys(read_prompt_rows(path)))
+
+
+def read_prompt_rows(path: str | Path) -> list[str]:
+    """The prompts of a file, in its order and with repeats.
 
     One prompt a line in `.txt`; a `prompt` column in `.jsonl`, `.parquet` and `.csv`, where a prompt may hold
     line breaks. Raises FileNotFoundError for no file, and ValueError naming the row for what is not a prompt.
@@ -41,7 +46,7 @@ def read_prompts(path: str | Path) -> list[str]:
             raise ValueError(f"{path}: row {number} has no prompt (a text that is not blank), but {prompt!r}")
     if not rows:
         raise ValueError(f"{path}: holds no prompt")
-    return list(dict.fromkeys(rows))
+    return rows
 
 
 def prompt_sets(config: PromptsConfig) -> tuple[list[str], list[str]]:

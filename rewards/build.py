@@ -4,53 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from rewards.checklist import Checklist, check_choice
+from rewards.checklist import Checklist
+from rewards.choice import check_choice
+from rewards.settings import KINDS, RewardSettings, read_settings
 
 if TYPE_CHECKING:
     from rewards.judges.base import FeatureModel, Judge
     from rewards.vision_reward import VisionReward
 
-KINDS = ("transformers", "cogvlm2")
-
-
-@dataclass
-class RewardSettings:
-    """A reward's settings; the keys of `configs/rewards/*.yaml`. Relative paths are relative to the
-    working directory.
-    """
-
-    judge: str  # folder or hub id
-    checklist: (
-        str  # YAML file, folder of the release's files, or visionreward-video | visionreward-image (fetched)
-    )
-    kind: str | None = None  # transformers | cogvlm2; None: told from the judge's config.json
-    template: str | None = None  # prompt with {question}; None: the judge's chat template
-    dtype: str = "float32"  # float32 | bfloat16 | float16
-    device: str = "auto"  # auto | cpu | cuda
-    batch_size: int = 16  # media encoded at once, at most; halved while memory does not suffice
-    frames: str = "per_second"  # frames of a clip: per_second (the release's rule) | uniform:n
-    policy: str = "release"  # release | strict, for the release's files; see rewards/release.py
-    questions: str = "select"  # select | full, for the release's files
-    features: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # feature id -> {kind: vqascore | judge, ...}
-    min_mass: float = 0.5  # least probability of yes and no together
-    cache: str | None = None  # score cache; None: nothing is kept
-
 
 def load_reward(config: str | Path | Mapping | Any) -> VisionReward:
     """A reward from a YAML file, a mapping, or a dataclass with the fields of `RewardSettings`."""
-    from rewards.cache import AnswerCache
-    from rewards.vision_reward import VisionReward
-
     settings = read_settings(config)
+    if not settings.checklist:
+        raise ValueError(
+            "reward: `checklist` is missing: a YAML file, a folder of the release's files, or a name"
+        )
     checklist = load_checklist(settings.checklist, settings.policy, settings.questions)
+    return assemble(settings, checklist)
+
+
+def assemble(settings: RewardSettings, checklist: Checklist) -> VisionReward:
+    """The reward with the judge, the features and the cache of `settings`, and this checklist."""
+    from rewards.cache import AnswerCache
+    from rewards.vision_reward import VisionReward, require_features
+
+    require_features(checklist, settings.features)
     judge = load_judge(
         settings.judge,
         kind=settings.kind,
@@ -60,6 +42,9 @@ def load_reward(config: str | Path | Mapping | Any) -> VisionReward:
         batch_size=settings.batch_size,
         frames=settings.frames,
     )
+    wanted = [feature.id for feature in checklist.features]
+    for name in settings.features:
+        check_choice(f"checklist {checklist.name}: features", name, wanted)
     features = {
         name: load_feature(name, values, judge, settings) for name, values in settings.features.items()
     }
@@ -151,31 +136,3 @@ def detect_kind(path: str | Path) -> str:
         raise ValueError(f"{config}: not valid JSON ({error})") from None
     architectures = content.get("architectures") or []
     return "cogvlm2" if any(name.startswith("CogVLM") for name in architectures) else "transformers"
-
-
-def read_yaml(path: str | Path) -> Mapping[str, Any]:
-    """The mapping in a reward's YAML file."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{path}: a reward is a mapping with `judge` and `checklist`")
-    return content
-
-
-def read_settings(config: str | Path | Mapping | Any) -> RewardSettings:
-    """Settings from a YAML file, a mapping or a dataclass, with keys checked."""
-    where = "reward"
-    if isinstance(config, (str, Path)):
-        where, config = str(config), read_yaml(config)
-    if is_dataclass(config):
-        config = asdict(config)
-    for key in config:
-        check_choice(f"{where}: key", key, [field.name for field in fields(RewardSettings)])
-    for key in ("judge", "checklist"):
-        if not config.get(key):
-            raise ValueError(f"{where}: `{key}` is missing")
-    return RewardSettings(**config)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+
+from rewards.choice import check_choice
 
 LEVELS = ("total", "dimension", "subdimension", "question")
 CODINGS = ("signed", "binary")
@@ -258,15 +259,6 @@ class Checklist:
         if features.shape != shape:
             raise ValueError(f"checklist {self.name}: features {list(features.shape)}, needed {list(shape)}")
         return features
-
-
-def check_choice(what: str, value: str, allowed: Sequence[str]) -> None:
-    """ValueError that names the nearest allowed value unless `value` is allowed."""
-    if value in allowed:
-        return
-    close = get_close_matches(str(value), allowed, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(allowed)}"
-    raise ValueError(f"{what} {value!r} is unknown; {hint}")
 
 
 def _check_columns(checklist: Checklist) -> None:

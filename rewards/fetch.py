@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from rewards.checklist import check_choice
+from rewards.choice import check_choice
 
 _SOURCE = "https://github.com/THUDM/VisionReward/raw/511960d"
 # SHA-256 of the files, by their place in the release

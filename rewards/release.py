@@ -28,7 +28,8 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from rewards.checklist import Checklist, Feature, Question, check_choice
+from rewards.checklist import Checklist, Feature, Question
+from rewards.choice import check_choice
 
 POLICIES = ("release", "strict")
 VQASCORE = "clip-flant5-xxl"

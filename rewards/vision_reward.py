@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -44,12 +44,7 @@ class VisionReward:
         self.features = features or {}
         self.min_mass = min_mass
         self.chunk = chunk
-        for feature in checklist.features:
-            if feature.id not in self.features:
-                raise ValueError(
-                    f"checklist {checklist.name}: feature {feature.id!r} of weight {feature.weight:.3f} "
-                    f"needs a model, such as {feature.model}; name one in the config at features.{feature.id}"
-                )
+        require_features(checklist, self.features)
 
     @property
     def fingerprint(self) -> str:
@@ -193,6 +188,16 @@ class VisionReward:
         ]
 
 
+def require_features(checklist: Checklist, given: Collection[str]) -> None:
+    """ValueError for a feature of the checklist that no model is given for."""
+    for feature in checklist.features:
+        if feature.id not in given:
+            raise ValueError(
+                f"checklist {checklist.name}: feature {feature.id!r} of weight {feature.weight:.3f} "
+                f"needs a model, such as {feature.model}; name one in the config at features.{feature.id}"
+            )
+
+
 class _Watch:
     """Looks at all answers of one call for a judge that does not answer, or that answers everything the
     same.
@@ -228,10 +233,9 @@ class _Watch:
             raise ValueError(self.first_reason)
 
     def warn_if_same(self) -> None:
-        """Warns when several different items got the same answers throughout."""
+        """Warns when several different items got the same answers to five questions or more."""
         distinct = set(self.answered.values())
-        if len(self.answered) > 1 and len(distinct) == 1:
-            (answers,) = distinct
+        if len(self.answered) > 1 and len(distinct) == 1 and len(answers := distinct.pop()) >= 5:
             same = {True: "yes to everything", False: "no to everything"}
             what = same[answers[0]] if len(set(answers)) == 1 else "the same answers"
             warnings.warn(

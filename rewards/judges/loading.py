@@ -1,4 +1,4 @@
-"""Loading a judge's weights: everything that can be wrong with a checkpoint, said in one line."""
+"""Loading a judge's weights and processor: what can be wrong with a checkpoint, said in one line."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +40,38 @@ def load_weights(model_class, path: str | Path, dtype: str, device: str, **optio
     if "device_map" not in options and not getattr(model, "quantization_method", None):
         model = model.to(pick_device(device))
     return model.eval().requires_grad_(False)
+
+
+def load_processor(path: str | Path, config):
+    """The model's processor with its tokenizer and its image processor, without the video processor.
+
+    Images go through PIL: the same pixels whether torchvision is there or not.
+    """
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"{path}: transformers has no processor for {type(config).__name__}")
+    full = PROCESSOR_MAPPING[type(config)]
+
+    class Processor(full):
+        @classmethod
+        def get_attributes(cls):
+            return [name for name in full.get_attributes() if "video" not in name]
+
+    Processor.__name__ = full.__name__
+    try:
+        with quiet():
+            parts = {
+                "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil"),
+                "tokenizer": AutoTokenizer.from_pretrained(path),
+            }
+            settings, _ = Processor.get_processor_dict(path)
+            settings |= {name: None for name in full.get_attributes() if "video" in name}
+            processor = Processor.from_args_and_dict(
+                [parts[name] for name in Processor.get_attributes()], settings
+            )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(f"{path}: its processor cannot be loaded: {one_line(error)}") from None
+    processor.chat_template = processor.chat_template or parts["tokenizer"].chat_template
+    return processor
 
 
 def check_keys(path: str | Path, info: dict) -> None:

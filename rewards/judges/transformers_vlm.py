@@ -19,11 +19,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer, DynamicCache
+from transformers import AutoModelForImageTextToText, DynamicCache
 
+from rewards.judges.architecture import check_architecture, check_window
 from rewards.judges.base import Answers, Failure
 from rewards.judges.batches import in_batches
-from rewards.judges.loading import load_weights, one_line, quiet
+from rewards.judges.loading import load_processor, load_weights, one_line
 from rewards.judges.packing import Packed, pack, rewind, split_packs
 from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
 from rewards.media import PER_SECOND, Media, uniform_count
@@ -54,9 +55,10 @@ class _Item:
 class TransformersJudge:
     """Yes/no answers of an `AutoModelForImageTextToText`.
 
-    template: prompt with `{question}` and, before it, the model's image placeholder or `{image}`; None: the
-    chat template of the model. frames: which frames of a clip to take, as `load_media` has it. batch_size:
-    media in one pass at most; halved for good when memory does not suffice.
+    template: with `{image}`, the whole prompt, `{image}` standing for the picture's placeholder and coming
+    before `{question}`; without, what is said around `{question}` within the model's own chat template, such
+    as "{question} Answer yes or no."; None: the question alone. frames: which frames of a clip to take, as
+    `load_media` has it. batch_size: media in one pass at most; halved for good when memory does not suffice.
     """
 
     modality = "any"
@@ -71,19 +73,19 @@ class TransformersJudge:
         batch_size: int = 16,
     ):
         uniform_count(frames)
-        if template is not None and "{question}" not in template:
+        template = template or "{question}"
+        if "{question}" not in template:
             raise ValueError(f"{name}: template {template!r} has no {{question}}")
-        if template is None and not processor.chat_template:
-            raise ValueError(
-                f"{name}: no chat template; give a prompt template with {{image}} and {{question}}"
-            )
-        _check_architecture(model.config, name)
+        if "{image}" not in template and not processor.chat_template:
+            raise ValueError(f"{name}: no chat template; give a template with {{image}} and {{question}}")
+        check_architecture(model.config, name)
         self.model = model
         self.processor = processor
         self.name = name
         self.template = template
         self.frames = frames
         self.batch_size = batch_size
+        self.placeholder = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         self.words = spellings(processor.tokenizer, name)
         self.checked = False
         # pictures of one prompt are asked the same questions
@@ -109,12 +111,12 @@ class TransformersJudge:
 
     def prompt(self, question: str, pictures: int) -> str:
         """The text that the model sees, with a placeholder for each picture."""
-        if self.template is not None:
-            image = getattr(self.processor, "boi_token", None) or getattr(
-                self.processor, "image_token", "<image>"
-            )
-            return self.template.replace("{image}", image * pictures).replace("{question}", question)
-        content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+        if "{image}" in self.template:
+            image = getattr(self.processor, "boi_token", None) or self.processor.image_token
+            before, after = self.template.split("{image}", 1)
+            return f"{before}{image * pictures}{after}".replace("{question}", question)
+        text = {"type": "text", "text": self.template.replace("{question}", question)}
+        content = [{"type": "image"}] * pictures + [text]
         messages = [{"role": "user", "content": content}]
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
@@ -183,21 +185,19 @@ class TransformersJudge:
         inputs = self._inputs(media, self.prompt(asked[0], pictures))
         ids = inputs["input_ids"][0].tolist()
         first = tokens[0][shared:]
-        placeholder = getattr(self.processor, "image_token", None)
-        if ids[-len(first) :] != first or self._id(placeholder) in first:
+        if ids[-len(first) :] != first or self.placeholder in probes[0][shared:]:
             raise ValueError(
                 f"{self.name}: its template puts the question first, so questions cannot share the picture; "
                 "give a template with {image} before {question}"
             )
+        if any(self.placeholder in row[shared:] for row in tokens):
+            raise _Unreadable(f"a question holds {self.processor.image_token}, which stands for a picture")
         length = len(ids) - len(first)
         shape = inputs["input_ids"].shape
         prefix = {
             name: value[:, :length] if value.shape == shape else value for name, value in inputs.items()
         }
         return prefix, [ids[shared:] for ids in tokens]
-
-    def _id(self, token: str | None) -> int | None:
-        return None if token is None else self.processor.tokenizer.convert_tokens_to_ids(token)
 
     def _answer_group(self, items: list[_Item]) -> list[Answers]:
         """Answers of items that can share a batch, as many at once as memory holds."""
@@ -208,7 +208,7 @@ class TransformersJudge:
         prefix = {name: torch.cat([item.prefix[name] for item in items]) for name in items[0].prefix}
         length = prefix["input_ids"].shape[1]
         widths = [max(len(item.questions[q]) for item in items) for q in range(len(items[0].questions))]
-        _check_window(self.model.config, self.name, length + max(widths))
+        check_window(self.model.config, self.name, length + max(widths))
         cache = DynamicCache()
         self.model(**prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
         start = self._next_position(length, len(items))
@@ -267,70 +267,6 @@ class TransformersJudge:
 
 class _Unreadable(ValueError):
     """A medium that the model's processor refuses."""
-
-
-def load_processor(path: str | Path, config):
-    """The model's processor with its tokenizer and its image processor, without the video processor.
-
-    Images go through PIL: the same pixels whether torchvision is there or not.
-    """
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    if type(config) not in PROCESSOR_MAPPING:
-        raise ValueError(f"{path}: transformers has no processor for {type(config).__name__}")
-    full = PROCESSOR_MAPPING[type(config)]
-
-    class Processor(full):
-        @classmethod
-        def get_attributes(cls):
-            return [name for name in full.get_attributes() if "video" not in name]
-
-    Processor.__name__ = full.__name__
-    try:
-        with quiet():
-            parts = {
-                "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil"),
-                "tokenizer": AutoTokenizer.from_pretrained(path),
-            }
-            settings, _ = Processor.get_processor_dict(path)
-            settings |= {name: None for name in full.get_attributes() if "video" in name}
-            processor = Processor.from_args_and_dict(
-                [parts[name] for name in Processor.get_attributes()], settings
-            )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ValueError(f"{path}: its processor cannot be loaded: {one_line(error)}") from None
-    processor.chat_template = processor.chat_template or parts["tokenizer"].chat_template
-    return processor
-
-
-def _check_architecture(config, name: str) -> None:
-    """ValueError for architectures whose prefix cannot serve several questions."""
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    if config.is_encoder_decoder or getattr(text, "cross_attention_layers", None):
-        reason = "it looks at the picture through cross-attention"
-    elif unshared := kinds - {"full_attention", "sliding_attention"}:
-        reason = f"it has {', '.join(sorted(unshared))} layers, whose state cannot be shared"
-    elif text.model_type in ("paligemma", "gemma") and config.model_type == "paligemma":
-        reason = "its picture attends to the question"
-    else:
-        return
-    raise ValueError(f"{name}: {config.model_type} cannot answer questions over a shared picture: {reason}")
-
-
-def _check_window(config, name: str, length: int) -> None:
-    """ValueError when a prompt is longer than the window of sliding attention, which the packed mask does
-    not have.
-    """
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
-    if window is not None and slides and length > window:
-        raise ValueError(
-            f"{name}: a prompt of {length} tokens is longer than its attention window of {window}; "
-            "smaller or fewer pictures are needed"
-        )
 
 
 def _common_prefix(rows: Sequence[Sequence[int]]) -> int:

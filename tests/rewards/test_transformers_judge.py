@@ -117,6 +117,26 @@ def test_template_in_place_of_the_chat_template(tiny_vlm, pictures):
     assert judge.fingerprint != load_judge(tiny_vlm("llava"), device="cpu").fingerprint
 
 
+def test_template_around_the_question_within_the_chat_template(tiny_vlm, pictures):
+    judge = load_judge(tiny_vlm("llava"), device="cpu", template="{question} Yes or no?")
+    assert judge.prompt("Is it?", 2) == (
+        "<|im_start|>user\n<image>\n<image>\nIs it? Yes or no?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    media = [load_media(pictures[0])]
+    assert largest_gap(judge, media, [QUESTIONS], judge.answer(media, [QUESTIONS])) < 1e-4
+    with pytest.raises(ValueError, match="has no {question}"):
+        load_judge(tiny_vlm("llava"), device="cpu", template="Is it?")
+
+
+def test_placeholders_in_a_prompt_are_a_failure_of_its_own(judges, pictures):
+    judge = judges("llava")
+    media = [load_media(picture) for picture in pictures[:2]]
+    questions = [["Is it?", 'Does it show "<image>"?'], ["Is it?", 'Does it show "{image} {question}"?']]
+    refused, answered = judge.answer(media, questions)
+    assert isinstance(refused, Failure) and "holds <image>" in refused.reason
+    assert largest_gap(judge, media[1:], questions[1:], [answered]) < 1e-4
+
+
 def test_question_before_the_picture_is_refused(tiny_vlm, pictures):
     judge = load_judge(tiny_vlm("qwen2_vl"), device="cpu", template="{question} {image} Answer:")
     with pytest.raises(ValueError, match="puts the question first"):

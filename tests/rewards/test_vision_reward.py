@@ -163,13 +163,16 @@ def test_a_judge_that_says_neither_is_an_error():
 
 
 def test_all_answers_alike_is_a_warning():
+    more = [Question(f"more_{number}", f"More of {number}?") for number in range(3)]
+    checklist = Checklist("six", (*CHECKLIST.questions, *more))
     for always, words in ((0.2, "no to everything"), (0.8, "yes to everything")):
-        reward = VisionReward(CountingJudge(always=always), CHECKLIST)
+        reward = VisionReward(CountingJudge(always=always), checklist)
         with pytest.warns(UserWarning, match=f"counting gave all 3 items {words}"):
             reward.score(PICTURES, ["red"] * 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        VisionReward(CountingJudge(), CHECKLIST).score(PICTURES, ["red"] * 3)
+        VisionReward(CountingJudge(), checklist).score(PICTURES, ["red"] * 3)
+        VisionReward(CountingJudge(always=0.2), CHECKLIST).score(PICTURES, ["red"] * 3)  # three may agree
         reward.score(PICTURES[:1], ["red"])  # a single item says nothing
         reward.score(PICTURES[:1] * 2, ["red"] * 2)  # nor does one item twice
 

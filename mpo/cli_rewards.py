@@ -1,0 +1,283 @@
+"""Commands that ask, score and compare images and videos."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from mpo.cli_release import arithmetic
+from mpo.config import ConfigError
+
+if TYPE_CHECKING:
+    from rewards import Scorecard
+
+MEDIA_SUFFIXES = frozenset(
+    ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .mov .mkv .webm .avi .m4v".split()
+)
+
+Media = Annotated[list[str], typer.Argument(help="Images and videos; folders and globs are searched.")]
+Reward = Annotated[Path | None, typer.Option(help="YAML file of a reward; see configs/rewards/.")]
+Judge = Annotated[str | None, typer.Option(help="Folder or hub id of the judge, in the place of --reward.")]
+Checklist = Annotated[
+    str | None, typer.Option(help="YAML file, folder of the release's files, or name of a fetched one.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting of the reward, such as device=cpu."),
+]
+Cache = Annotated[Path | None, typer.Option(help="Score cache; default: in the user's cache folder.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on standard output, one object a line.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `app`."""
+    app.command("vqa")(vqa)
+    app.command("score")(score)
+    app.command("compare")(compare)
+
+
+def vqa(
+    media: Media,
+    question: Annotated[list[str], typer.Option(help="A yes/no question; repeatable.")],
+    prompt: Annotated[str, typer.Option(help="What [[prompt]] in a question stands for.")] = "",
+    reward: Reward = None,
+    judge: Judge = None,
+    settings: Settings = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a judge about images or videos: yes or no, and P(yes).
+
+    \b
+    mpo vqa cat.png --question "Is there a cat?" --judge quickstart/weights/judge
+    mpo vqa clips/ --question 'Is it "[[prompt]]"?' --prompt "a cat" --reward configs/rewards/qwen_vl.yaml
+    """
+    from rewards.build import assemble
+    from rewards.checklist import Checklist, Question
+
+    asked = tuple(
+        Question(f"question {n}", text, "answers", "answers", 1.0) for n, text in enumerate(question, 1)
+    )
+    found = assemble(_settings(reward, judge, None, settings, cache), Checklist("vqa", asked))
+    items = find_media(media)
+    cards = _score(found, items, [prompt] * len(items))
+    for card in cards:
+        for (name, p_yes), text in zip(card.p_yes.items(), question, strict=False):
+            answer = "yes" if p_yes > 0.5 else "no"
+            outside = card.outside[name]
+            if as_json:
+                facts = {
+                    "item": card.item,
+                    "question": text,
+                    "answer": answer,
+                    "p_yes": p_yes,
+                    "outside": outside,
+                }
+                print(json.dumps(facts))
+            else:
+                print(f"{answer:3}  P(yes) {p_yes:.4f}  neither {outside:.4f}  {card.item}  {text}")
+    _finish(cards)
+
+
+def score(
+    media: Media,
+    prompt: Annotated[str | None, typer.Option(help="The prompt of every item.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="File of prompts, one for each item in order.")] = None,
+    reward: Reward = None,
+    judge: Judge = None,
+    checklist: Checklist = None,
+    settings: Settings = None,
+    cache: Cache = None,
+    level: Annotated[str, typer.Option(help="total | dimension | subdimension | question.")] = "total",
+    as_json: Json = False,
+    table: Annotated[Path | None, typer.Option("--csv", help="Table to write, a row an item.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Bar chart of the dimensions to write, as PNG.")] = None,
+) -> None:
+    """Score images or videos, one line an item.
+
+    \b
+    mpo score cat.png --prompt "a cat" --reward configs/rewards/quickstart.yaml
+    mpo score clips/ --prompts prompts.txt --reward configs/rewards/qwen_vl.yaml --level dimension
+    mpo score cat.png --prompt "a cat" --judge FOLDER --checklist mine.yaml --csv scores.csv --plot bars.png
+
+    An item that cannot be read or judged is named at the end, and the exit code is then 1.
+    """
+    from rewards.build import load_reward
+    from rewards.checklist import LEVELS
+    from rewards.choice import check_choice
+
+    check_choice("--level", level, LEVELS)
+    items = find_media(media)
+    texts = _prompts(prompt, prompts, len(items))
+    found = load_reward(_settings(reward, judge, checklist, settings, cache))
+    cards = _score(found, items, texts)
+    print(f"{found.checklist.name}: {arithmetic(found.checklist)}", file=sys.stderr)
+    for card in cards:
+        if as_json:
+            print(json.dumps(card.to_dict()))
+        elif card.missing is None:
+            parts = [] if level == "total" else [f"{k} {v:+.4f}" for k, v in card.level(level).items()]
+            print("  ".join([f"{card.total:+.4f}", card.item, *parts]))
+    if table is not None:
+        write_csv(cards, found.names(level), level, table)
+    if plot is not None:
+        from rewards.plot import plot_scorecards
+
+        plot_scorecards(cards, "dimension", plot)
+    _finish(cards)
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(help="Image or video.")],
+    second: Annotated[Path, typer.Argument(help="Image or video.")],
+    prompt: Annotated[str, typer.Option(help="What both were made for.")],
+    reward: Reward = None,
+    judge: Judge = None,
+    checklist: Checklist = None,
+    settings: Settings = None,
+    cache: Cache = None,
+    as_json: Json = False,
+) -> None:
+    """Say which of two items is better, by how much, and in which dimensions.
+
+    \b
+    mpo compare a.mp4 b.mp4 --prompt "a cat" --reward configs/rewards/visionreward_video.yaml
+    """
+    from rewards.build import load_reward
+    from rewards.compare import compare as compare_two
+
+    found = load_reward(_settings(reward, judge, checklist, settings, cache))
+    with _warnings_in_a_line():
+        result = compare_two(found, first, second, prompt)
+    if as_json:
+        print(json.dumps(result.to_dict()))
+    elif result.better is not None:
+        better = {"first": first, "second": second, "tie": "neither"}[result.better]
+        print(f"better: {better}")
+        width = max(map(len, result.dimensions))
+        print(f"{'total':{width}} {result.total:+.4f}  (sum of weight x answer, {first} minus {second})")
+        for name, value in result.dimensions.items():
+            print(f"{name:{width}} {value:+.4f}")
+    _finish([result.first, result.second])
+
+
+def find_media(given: Sequence[str]) -> list[Path]:
+    """The files of paths, folders (their images and videos, by name) and globs, in the order given.
+
+    A path that does not exist is kept, so that it is reported as an item that cannot be read.
+    """
+    found: list[Path] = []
+    for entry in given:
+        path = Path(entry)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in MEDIA_SUFFIXES)
+            if not inside:
+                raise ConfigError(f"{path}: no images or videos in this folder")
+            found += inside
+        elif not path.exists() and glob.has_magic(entry):
+            matches = sorted(glob.glob(entry, recursive=True))
+            if not matches:
+                raise ConfigError(f"{entry}: matches no file")
+            found += map(Path, matches)
+        else:
+            found.append(path)
+    return found
+
+
+def write_csv(cards: Sequence[Scorecard], names: Sequence[str], level: str, path: Path) -> None:
+    """A row an item: item, prompt, total, the columns of the level, and why it is missing if it is."""
+    columns = () if level == "total" else names
+    part = Path(f"{path}.{os.getpid()}.part")
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item", "prompt", "total", *columns, "missing"])
+        for card in cards:
+            values = card.level(level)
+            total = "" if card.missing else card.total
+            writer.writerow(
+                [card.item, card.prompt, total, *(values.get(n, "") for n in columns), card.missing or ""]
+            )
+    part.replace(path)
+
+
+def _settings(reward, judge, checklist, settings, cache):
+    """Settings of the reward that the options name."""
+    from rewards.settings import read_settings, read_yaml
+
+    if (reward is None) == (judge is None):
+        raise ConfigError(
+            "a reward is needed: --reward configs/rewards/NAME.yaml, or --judge FOLDER with --checklist"
+        )
+    content: dict[str, Any] = dict(read_yaml(reward)) if reward else {"judge": judge}
+    if checklist is not None:
+        content["checklist"] = checklist
+    for entry in settings or ():
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {entry}: needed KEY=VALUE")
+        *parents, last = key.split(".")
+        place = content
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = yaml.safe_load(value)
+    folder = cache or content.get("cache") or _user_cache()
+    return read_settings({**content, "cache": str(folder)})
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mpo" / "scores"
+
+
+def _prompts(prompt: str | None, file: Path | None, count: int) -> list[str]:
+    if (prompt is None) == (file is None):
+        raise ConfigError(
+            "prompts are needed: --prompt TEXT for all items, or --prompts FILE with one for each"
+        )
+    if file is None:
+        return [prompt] * count
+    from mpo.prompts import read_prompt_rows
+
+    rows = read_prompt_rows(file)
+    if len(rows) != count:
+        raise ConfigError(f"{file}: {len(rows)} prompts for {count} items; needed one for each, in order")
+    return rows
+
+
+def _score(reward, items: list[Path], prompts: list[str]) -> list[Scorecard]:
+    """Scorecards of all items, with a progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import track
+
+    with _warnings_in_a_line():
+        stream = reward.stream(items, prompts)
+        shown = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
+        return list(track(stream, "scoring", total=len(items), **shown))
+
+
+class _warnings_in_a_line(warnings.catch_warnings):
+    """Shows warnings as one line each, without the place in the code that they come from."""
+
+    def __enter__(self):
+        super().__enter__()
+        warnings.showwarning = lambda message, *_, **__: print(f"mpo: warning: {message}", file=sys.stderr)
+
+
+def _finish(cards: Sequence[Scorecard]) -> None:
+    """Notes and reasons on standard error; exit code 1 when an item is missing."""
+    for note in dict.fromkeys(note for card in cards for note in card.notes):
+        print(f"mpo: {note}", file=sys.stderr)
+    missing = [card for card in cards if card.missing is not None]
+    for card in missing:
+        print(f"mpo: not scored: {card.missing}", file=sys.stderr)
+    if missing:
+        raise typer.Exit(1)

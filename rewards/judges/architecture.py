@@ -1,0 +1,33 @@
+"""Which decoders can answer several questions over one shared picture."""
+
+from __future__ import annotations
+
+
+def check_architecture(config, name: str) -> None:
+    """ValueError for architectures whose prefix cannot serve several questions."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    if config.is_encoder_decoder or getattr(text, "cross_attention_layers", None):
+        reason = "it looks at the picture through cross-attention"
+    elif unshared := kinds - {"full_attention", "sliding_attention"}:
+        reason = f"it has {', '.join(sorted(unshared))} layers, whose state cannot be shared"
+    elif text.model_type in ("paligemma", "gemma") and config.model_type == "paligemma":
+        reason = "its picture attends to the question"
+    else:
+        return
+    raise ValueError(f"{name}: {config.model_type} cannot answer questions over a shared picture: {reason}")
+
+
+def check_window(config, name: str, length: int) -> None:
+    """ValueError when a prompt is longer than the window of sliding attention, which the packed mask does
+    not have.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = getattr(text, "layer_types", None)
+    slides = "sliding_attention" in kinds if kinds else getattr(text, "use_sliding_window", True)
+    if window is not None and slides and length > window:
+        raise ValueError(
+            f"{name}: a prompt of {length} tokens is longer than its attention window of {window}; "
+            "smaller or fewer pictures are needed"
+        )
