@@ -39,7 +39,7 @@ DIMENSIONS = {  # as in configs/checklists/quickstart.yaml, so that tables line 
 
 CROP = 44  # pixels around the object that are compared with silhouettes
 RADIUS_GRID = np.linspace(RADII.min() - 1, RADII.max() + 1, 9)
-SIGMA_GRID = np.array([0.0, 0.6, 1.1, 1.4, 1.8, 2.3, 2.7, 3.1])
+SIGMA_GRID = np.array([0.6, 1.1, 1.6, 2.1, 2.7, 3.1])
 SIZE_LIMIT = (RADII[0].max() + RADII[1].min()) / 2  # pixels: between small and large
 OPACITY_LIMITS = tuple(np.convolve(BLUR_OPACITY, (0.5, 0.5), "valid")[::-1])  # halfway between levels
 SPECK_LIMITS = (1, (SPECK_COUNT[1][1] + SPECK_COUNT[2][0]) / 2)  # specks: between the levels' counts

@@ -175,8 +175,8 @@ def train_denoiser(
 ) -> None:
     """Train text encoder and UNet in place to predict the noise; leaves their moving average.
 
-    The squared error is weighted as v-prediction would (Salimans & Ho 2022, section 4), up to `MOST_WEIGHT`: it is
-    in the noisiest steps that a sample's place and shape are decided.
+    The squared error is weighted as v-prediction would (Salimans & Ho 2022, section 4), up to `MOST_WEIGHT`:
+    it is in the noisiest steps that a sample's place and shape are decided.
     """
     unet, text_encoder, scheduler = pipe.unet, pipe.text_encoder, pipe.scheduler
     mean, std = (part * pipe.vae.config.scaling_factor for part in latents)
