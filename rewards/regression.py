@@ -23,12 +23,11 @@ from scipy.optimize import nnls
 from scipy.special import expit
 
 SOLVERS = ("exact", "algorithm1")
-_SETTLED = 1e-6  # change of the weights that ends Algorithm 1
 _RESAMPLE_SETTLED = (
     1e-5  # largest move of a resample's weight in its last step; the next would be far smaller
 )
 _STEPS = 60  # resampling steps before a resample is fitted alone
-_CONVERGED = 1e-10  # largest move of a weight that ends a fit
+_CONVERGED = 1e-15  # decrease of the mean objective that a step still promises when a fit ends
 _NEWTON_STEPS = 200  # far more than any fit takes
 _CHUNK = 4_000_000  # logits held at once while resampling
 
@@ -112,9 +111,9 @@ def _minimise(differences, penalty, nonnegative: bool, start=None) -> Fit:
             _step_exact(lower, weights, gradient) if nonnegative else _step_free(lower, weights, gradient)
         )
         direction, share = target - weights, 1.0
-        if np.abs(direction).max() <= _CONVERGED:
+        if -gradient @ direction <= _CONVERGED:
             break
-        while share > _CONVERGED:  # halved until the objective falls as its slope promises
+        while share > 1e-9:  # halved until the objective falls as its slope promises
             moved = weights + share * direction
             new_value, new_gradient = objective(moved, differences, penalty)
             if new_value <= value + 1e-4 * share * (gradient @ direction):
@@ -130,15 +129,15 @@ def _algorithm1(differences, penalty) -> Fit:
     """VisionReward, Algorithm 1: w <- w * (w > 0) after each fit, until the weights stay."""
     weights = np.zeros(differences.shape[1])
     kept = np.ones(differences.shape[1], dtype=bool)
-    rounds, settled = 0, False
-    while not settled:  # ends: `kept` only shrinks
-        rounds, previous = rounds + 1, weights
-        weights = np.zeros_like(previous)
-        if kept.any():
-            weights[kept] = _minimise(differences[:, kept], penalty, False, previous[kept]).weights
+    rounds, dropped = 0, True
+    while dropped and kept.any():  # a fit that drops nothing would be the same again
+        rounds += 1
+        start = weights[kept]
+        weights = np.zeros_like(weights)
+        weights[kept] = _minimise(differences[:, kept], penalty, False, start).weights
         weights = weights * (weights > 0)
+        dropped = (kept & (weights == 0)).any()
         kept = weights > 0
-        settled = np.linalg.norm(weights - previous) <= _SETTLED
     return Fit(weights, float(objective(weights, differences, penalty)[0]), rounds)
 
 

@@ -66,6 +66,14 @@ def test_both_fits_are_those_of_a_general_optimiser(penalty):
         assert found.objective == pytest.approx(expected.fun, abs=1e-12)
 
 
+def test_steps_that_overshoot_are_shortened():
+    # found by search: a full Newton step from zero raises the objective here
+    differences = np.round(np.random.default_rng(571).standard_cauchy(size=(8, 2)) * 2, 1) + 0.1
+    penalty = Penalty(ridge=0.01)
+    weights = regression.fit_unconstrained(differences, penalty).weights
+    assert np.abs(regression.objective(weights, differences, penalty)[1]).max() < 1e-6
+
+
 def test_exact_is_never_worse_and_algorithm1_is_its_own_fixed_point():
     differences = preferences([0.6, 0.0, -0.5, 0.2, 0.0, -0.1], 300, seed=3)
     exact, paper = (regression.fit(differences, solver) for solver in regression.SOLVERS)
@@ -145,8 +153,13 @@ def test_a_question_that_people_vote_against_gets_weight_zero():
 
 
 def test_separable_pairs_keep_finite_weights():
-    weights = regression.fit(np.array([[2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])).weights
-    assert np.isfinite(weights).all() and (weights > 0).all()
+    differences = np.array([[2.0, 0.0], [2.0, 2.0], [0.0, 2.0]])
+    for solver in regression.SOLVERS:
+        weights = regression.fit(differences, solver).weights
+        assert np.isfinite(weights).all() and (weights > 0).all() and weights.max() < 2
+        assert (
+            regression.fit(differences, solver, FREE).objective < 1e-6
+        )  # without a penalty they grow, and end
 
 
 @pytest.mark.parametrize(
