@@ -30,9 +30,9 @@ def main() -> None:
 
     level = random_objectives(args.prompts, args.candidates, args.objectives)
     seconds = best_of_three(lambda: dominating_pairs(level, MARGIN))
-    tenth = first(level, args.prompts // 10)
+    tenth = level[: args.prompts // 10]
     tenth_seconds = best_of_three(lambda: dominating_pairs(tenth, MARGIN))
-    sample = first(level, min(SAMPLE, args.prompts))
+    sample = level[:SAMPLE]
     size = len(sample.total)
     start = time.perf_counter()
     expected = double_loop(sample, MARGIN)
@@ -63,11 +63,6 @@ def random_objectives(prompts: int, candidates: int, count: int) -> Objectives:
     scores = (0.5 * quality + 0.5 * noise).mul(10).round().div(10)
     scores[torch.rand(prompts, candidates, generator=generator) < 0.02] = torch.nan
     return objectives(scores, [f"dimension {k}" for k in range(count)], {})
-
-
-def first(level: Objectives, prompts: int) -> Objectives:
-    """The same objectives for the first prompts only."""
-    return Objectives(level.names, level.values[:prompts], level.total[:prompts], level.least, level.improved)
 
 
 def double_loop(level: Objectives, margin: float) -> list[tuple[int, int, int]]:

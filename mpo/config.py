@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException, ValidationError
 STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
 FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "cogvideox", "wan")
+RULES = ("dominance", "total", "majority", "normalised", "pareto", "random")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -112,6 +113,7 @@ class ObjectivesConfig:
 
 @dataclass
 class PairsConfig:
+    rule: str = one_of("dominance", *RULES)  # which of two candidates is preferred, if either
     margin: float = number(0.1, above=0)  # least difference in the total
     tolerance: float = number(0.0, least=0)  # slack of the objectives that set none of their own
     select: str = one_of("all", "all", "top", "best_worst")

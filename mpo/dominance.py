@@ -7,8 +7,9 @@ stays flat.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Pairs:
     prompt: Tensor  # [M] int64
     winner: Tensor  # [M] int64, the candidate
     loser: Tensor  # [M] int64
-    gap: Tensor  # [M] float64: total of the winner - total of the loser
+    gap: Tensor  # [M] float64: total of the winner - total of the loser, in what the rule takes for the total
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -53,19 +54,33 @@ def dominating_pairs(objectives: Objectives, margin: float) -> Pairs:
 
     Raises ValueError for a margin that is not positive.
     """
-    threshold = _threshold(margin)
+    return pairs_where(objectives, partial(dominates, margin=margin))
+
+
+def pairs_where(objectives: Objectives, preferred: Callable[[Objectives], Tensor]) -> Pairs:
+    """Every pair (i, j) of one prompt at which `preferred`, [p, N, N] bool for p prompts, is True."""
     prompts, winners, losers, gaps = [], [], [], []
-    for start, values, total in _chunks(objectives):
-        gap = _differences(total)
-        mask = gap >= threshold  # False where either is NaN
-        for k, least in enumerate(objectives.least.tolist()):
-            mask &= _differences(values[..., k]) >= least - ROUNDING
-        prompt, winner, loser = mask.nonzero(as_tuple=True)
+    for start, chunk in _chunks(objectives):
+        prompt, winner, loser = preferred(chunk).nonzero(as_tuple=True)
         prompts.append(prompt + start)
         winners.append(winner)
         losers.append(loser)
-        gaps.append(gap[mask])
+        gaps.append(chunk.total[prompt, winner] - chunk.total[prompt, loser])
     return Pairs(*map(torch.cat, (prompts, winners, losers, gaps)))
+
+
+def dominates(objectives: Objectives, margin: float) -> Tensor:
+    """[P, N, N] True where candidate i dominates j and its total is greater by at least `margin`."""
+    mask = differences(objectives.total) >= _threshold(margin)  # False where either is NaN
+    for k, least in enumerate(objectives.least.tolist()):
+        mask &= differences(objectives.values[..., k]) >= least - ROUNDING
+    return mask
+
+
+def differences(scores: Tensor) -> Tensor:
+    """[P, N] -> [P, N, N], candidate i minus candidate j."""
+    scores = scores.contiguous()
+    return scores[:, :, None] - scores[:, None, :]
 
 
 def tally(objectives: Objectives, margins: Sequence[float]) -> Tally:
@@ -78,10 +93,10 @@ def tally(objectives: Objectives, margins: Sequence[float]) -> Tally:
     wide_pairs, dominating, without = (torch.zeros(size, dtype=torch.int64) for _ in range(3))
     blocks, alone = torch.zeros(size, K, dtype=torch.int64), torch.zeros(size, K, dtype=torch.int64)
     widest = 0.0
-    for _, values, total in _chunks(objectives):
-        gap = _differences(total).nan_to_num(0.0)
+    for _, chunk in _chunks(objectives):
+        gap = differences(chunk.total).nan_to_num(0.0)
         least = objectives.least.tolist()
-        falls = torch.stack([_differences(values[..., k]) < least[k] - ROUNDING for k in range(K)])
+        falls = torch.stack([differences(chunk.values[..., k]) < least[k] - ROUNDING for k in range(K)])
         count = falls.sum(0)
         widest = max(widest, float(gap.max()))
         for g, threshold in enumerate(thresholds):
@@ -103,15 +118,9 @@ def _threshold(margin: float) -> float:
     return max(margin - ROUNDING, ROUNDING)
 
 
-def _chunks(objectives: Objectives) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(first prompt, values [p, N, K], total [p, N]) of successive runs of prompts."""
-    P, N, _ = objectives.values.shape
+def _chunks(objectives: Objectives) -> Iterator[tuple[int, Objectives]]:
+    """(first prompt, the objectives of a run of prompts) over all prompts."""
+    P, N = objectives.total.shape
     size = max(1, _CHUNK // (N * N))
     for start in range(0, P, size):
-        yield start, objectives.values[start : start + size], objectives.total[start : start + size]
-
-
-def _differences(scores: Tensor) -> Tensor:
-    """[p, N] -> [p, N, N], candidate i minus candidate j."""
-    scores = scores.contiguous()
-    return scores[:, :, None] - scores[:, None, :]
+        yield start, objectives[start : start + size]

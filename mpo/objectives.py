@@ -7,7 +7,7 @@ batch, `C H W F` channels, height, width and frames of a latent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
 
@@ -28,7 +28,11 @@ class Objectives:
     values: Tensor  # [P, N, K] float64
     total: Tensor  # [P, N] float64: the weighted sum of the objectives to improve
     least: Tensor  # [K] the least allowed winner - loser: minus the tolerance, or the objective's own margin
-    improved: Tensor  # [K] bool: False for an objective that is only held
+    weights: Tensor  # [K] in the total; 0 for an objective that is only held
+
+    def __getitem__(self, prompts: slice | Tensor) -> Objectives:
+        """The same objectives for some of the prompts."""
+        return replace(self, values=self.values[prompts], total=self.total[prompts])
 
     @property
     def valid(self) -> Tensor:
@@ -51,17 +55,23 @@ def objectives(
     settings = settings_by_name(names, dims)
     kept = [k for k, setting in enumerate(settings) if setting.role != "ignore"]
     settings = [settings[k] for k in kept]
-    improved = torch.tensor([setting.role == "improve" for setting in settings], dtype=torch.bool)
-    if not improved.any():
+    weights = torch.tensor(
+        [setting.weight if setting.role == "improve" else 0.0 for setting in settings], dtype=torch.float64
+    )
+    if not weights.any():
         raise ValueError(
-            f"objectives.dims: leaves nothing to improve; of {', '.join(names)} one must have that role"
+            f"objectives.dims: leaves nothing to improve; of {', '.join(names)} "
+            "one must have that role and a weight above 0"
         )
     values = scores[..., kept].double()
     values = values.masked_fill(values.isnan().any(-1, keepdim=True), torch.nan)
-    weights = values.new_tensor([setting.weight for setting in settings])
     least = values.new_tensor([_least_difference(setting, tolerance) for setting in settings])
-    total = (values * weights)[..., improved].sum(-1)
-    return Objectives(tuple(names[k] for k in kept), values, total, least, improved)
+    return Objectives(tuple(names[k] for k in kept), values, weighted_sum(values, weights), least, weights)
+
+
+def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:
+    """[P, N] the total of values [P, N, K]; NaN where one of them is."""
+    return (values * weights).sum(-1)
 
 
 def only_total(objectives: Objectives) -> Objectives:
@@ -69,13 +79,13 @@ def only_total(objectives: Objectives) -> Objectives:
 
     This is the granularity `total`, plain DPO on a summed score (VisionReward, section 4, "total score").
     """
-    held = ~objectives.improved
+    held = objectives.weights == 0
     return Objectives(
         names=("total", *(name for name, hold in zip(objectives.names, held.tolist(), strict=True) if hold)),
         values=torch.cat([objectives.total[..., None], objectives.values[..., held]], dim=-1),
         total=objectives.total,
         least=torch.cat([objectives.least.new_zeros(1), objectives.least[held]]),
-        improved=torch.cat([held.new_ones(1), held.new_zeros(int(held.sum()))]),
+        weights=torch.cat([objectives.weights.new_ones(1), objectives.weights[held]]),
     )
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mpo.config import PairsConfig
-from mpo.dominance import Pairs, dominating_pairs, tally
+from mpo.dominance import Pairs, tally
+from mpo.draws import draws
 from mpo.objectives import ROUNDING, Objectives
+from mpo.rules import preferred_pairs
 
 
 def choose_pairs(objectives: Objectives, config: PairsConfig, seed: int) -> Pairs:
-    """The pairs to train on: those that dominate, selected as `config` says.
+    """The pairs to train on: those that `config.rule` prefers, by dominance if not told otherwise, selected.
 
-    Raises ValueError where no pair dominates, naming the objectives that stop most and what to relax.
+    Raises ValueError where there is none, naming the objectives that stop most and what to relax.
     """
-    pairs = select(dominating_pairs(objectives, config.margin), objectives.total, config, seed)
+    preferred = preferred_pairs(objectives, config.rule, config.margin, seed)
+    pairs = select(preferred, objectives.total, config, seed)
     if not len(pairs):
-        raise ValueError(explain_no_pairs(objectives, config.margin))
+        raise ValueError(explain_no_pairs(objectives, config.rule, config.margin))
     return pairs
 
 
@@ -35,7 +38,7 @@ def select(pairs: Pairs, total: Tensor, config: PairsConfig, seed: int) -> Pairs
         case "all" if config.cap is None:
             return pairs
         case "all":
-            return first_per_prompt(pairs, config.cap, _draws(pairs, seed))
+            return first_per_prompt(pairs, config.cap, draws(seed, pairs.prompt, pairs.winner, pairs.loser))
         case "top":
             k = config.k if config.cap is None else min(config.k, config.cap)
             return first_per_prompt(pairs, k, -_rounded(pairs.gap))
@@ -57,10 +60,11 @@ def first_per_prompt(pairs: Pairs, k: int, *keys: Tensor) -> Pairs:
 
 @dataclass(frozen=True)
 class Yield:
-    """What one granularity and margin gives, before any selection."""
+    """What dominance at one granularity, margin and number of candidates gives, before any selection."""
 
     granularity: str
     margin: float
+    candidates: int  # places a prompt
     pairs: int  # dominating pairs
     share: float  # of all pairs of two scored candidates
     pairs_per_prompt: float
@@ -81,7 +85,7 @@ class Agreement:
 @dataclass(frozen=True)
 class YieldReport:
     prompts: int
-    candidates: int  # places, N a prompt
+    candidates: int  # places a prompt
     missing: int  # of P x N, without a score
     rows: tuple[Yield, ...]
     agreement: tuple[Agreement, ...]
@@ -106,17 +110,44 @@ class YieldReport:
         }
 
 
-def yield_report(by_granularity: Mapping[str, Objectives], margins: Sequence[float]) -> YieldReport:
-    """What each granularity yields at each margin, and how far its objectives agree."""
+def yield_report(
+    by_granularity: Mapping[str, Objectives],
+    margins: Sequence[float],
+    counts: Sequence[int] = (),
+    seed: int = 0,
+) -> YieldReport:
+    """What each granularity yields at each margin, and how far its objectives agree.
+
+    Rows come for all candidates, then for as many as each of `counts`, drawn by `seed` from the scored.
+    """
     valid = next(iter(by_granularity.values())).valid
+    smaller = sorted((count for count in counts if 2 <= count < valid.shape[1]), reverse=True)
     return YieldReport(
         prompts=valid.shape[0],
         candidates=valid.shape[1],
         missing=int((~valid).sum()),
-        rows=tuple(row for name, level in by_granularity.items() for row in _yields(name, level, margins)),
+        rows=tuple(
+            row
+            for name, level in by_granularity.items()
+            for sample in (level, *(subsample(level, count, seed) for count in smaller))
+            for row in _yields(name, sample, margins)
+        ),
         agreement=tuple(
             Agreement(name, level.names, agreement(level.values)) for name, level in by_granularity.items()
         ),
+    )
+
+
+def subsample(objectives: Objectives, count: int, seed: int) -> Objectives:
+    """`count` candidates of each prompt, drawn from those that have scores, the same at every granularity."""
+    P, N = objectives.total.shape
+    places = torch.arange(P)[:, None].expand(P, N), torch.arange(N).expand(P, N)
+    keys = draws(seed, *places).masked_fill(~objectives.valid, torch.iinfo(torch.int64).max)
+    drawn = keys.argsort(1)[:, :count]
+    return replace(
+        objectives,
+        values=objectives.values.take_along_dim(drawn[..., None], 1),
+        total=objectives.total.take_along_dim(drawn, 1),
     )
 
 
@@ -136,13 +167,17 @@ def agreement(values: Tensor) -> Tensor:
     )
 
 
-def explain_no_pairs(objectives: Objectives, margin: float) -> str:
-    """One line: why no pair dominates, which objectives stop most pairs, and what to relax."""
+def explain_no_pairs(objectives: Objectives, rule: str, margin: float) -> str:
+    """One line: why the rule prefers no candidate, which objectives stop most pairs, and what to relax."""
     counts = tally(objectives, [margin])
     P, N = objectives.total.shape
     if counts.comparable == 0:
         scored = int(objectives.valid.sum())
         return f"no pair at all: only {scored} of {P * N} candidates have scores, never two of one prompt"
+    if rule != "dominance":
+        return (
+            f"no pair at all: pairs.rule = {rule} finds none at pairs.margin = {margin:g}: lower the margin"
+        )
     wide = int(counts.wide[0])
     asked = f"differ by pairs.margin = {margin:g} in the total"
     if wide == 0:
@@ -163,12 +198,13 @@ def explain_no_pairs(objectives: Objectives, margin: float) -> str:
 
 def _yields(granularity: str, objectives: Objectives, margins: Sequence[float]) -> list[Yield]:
     counts = tally(objectives, margins)
-    prompts = objectives.total.shape[0]
+    prompts, candidates = objectives.total.shape
     wide = counts.wide.clamp(min=1)[:, None]
     return [
         Yield(
             granularity=granularity,
             margin=margin,
+            candidates=candidates,
             pairs=int(counts.dominating[g]),
             share=int(counts.dominating[g]) / max(counts.comparable, 1),
             pairs_per_prompt=int(counts.dominating[g]) / prompts,
@@ -183,28 +219,3 @@ def _yields(granularity: str, objectives: Objectives, margins: Sequence[float]) 
 def _rounded(scores: Tensor) -> Tensor:
     """Scores on a grid, so that ties by construction stay ties whatever the order of summation."""
     return scores.round(decimals=9)
-
-
-def _draws(pairs: Pairs, seed: int) -> Tensor:
-    """[M] pseudo-random int64, a function of seed, prompt, winner and loser alone (splitmix64, Steele et al.
-    2014).
-    """
-    state = torch.full_like(pairs.prompt, seed)
-    for part in (pairs.prompt, pairs.winner, pairs.loser):
-        state = _mix(state + part * _signed(0x9E3779B97F4A7C15) + 1)
-    return state
-
-
-def _mix(state: Tensor) -> Tensor:
-    """splitmix64's finaliser; int64 arithmetic wraps, and the shift must bring in zeros."""
-    state = (state ^ _shifted(state, 30)) * _signed(0xBF58476D1CE4E5B9)
-    state = (state ^ _shifted(state, 27)) * _signed(0x94D049BB133111EB)
-    return state ^ _shifted(state, 31)
-
-
-def _shifted(state: Tensor, bits: int) -> Tensor:
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value

@@ -44,7 +44,7 @@ class Card:
     prompt: str
     pictures: tuple[Path, Path]
     scores: dict[str, dict[str, tuple[float, float]]]
-    change: float  # of the judge's total
+    change: float  # of the judge's total, or the gap of the pair
 
 
 @dataclass(frozen=True)

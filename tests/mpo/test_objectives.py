@@ -15,7 +15,7 @@ def test_roles_decide_what_counts_in_the_total_and_what_is_compared():
     assert found.names == ("a", "b")
     assert found.total.tolist() == [[3.0, 6.0]]  # 3 a: b is only held, c is left out
     assert found.least.tolist() == [0.5, -0.2]  # a must rise by its margin, b may fall by its tolerance
-    assert found.improved.tolist() == [True, False]
+    assert found.weights.tolist() == [3.0, 0.0]
 
 
 def test_the_general_tolerance_is_for_objectives_that_set_none():
@@ -46,7 +46,7 @@ def test_the_total_granularity_keeps_roles_and_held_objectives():
     assert found.values.tolist() == [[[2.0, 5.0], [5.0, 6.0]]]  # 1 + 2/2 and 3 + 4/2, c as it was
     assert found.total.tolist() == [[2.0, 5.0]]
     assert found.least.tolist() == [0.0, -0.2]
-    assert found.improved.tolist() == [True, False]
+    assert found.weights.tolist() == [1.0, 0.0]
 
 
 def test_granularities_read_their_own_level_and_agree_in_the_total():
@@ -58,7 +58,7 @@ def test_granularities_read_their_own_level_and_agree_in_the_total():
     }
     assert found["total"].names == ("total", "x")
     assert found["dimension"].names == ("x", "y")
-    assert found["subdimension"].improved.tolist() == [False, False, True]  # x holds for all below it
+    assert found["subdimension"].weights.tolist() == [0.0, 0.0, 1.0]  # x holds for all below it
     for one in found.values():
         assert torch.equal(one.total, parts[..., 2])
 
