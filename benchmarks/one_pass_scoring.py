@@ -21,6 +21,7 @@ from statistics import median
 import numpy as np
 import torch
 from PIL import Image
+from random_vlms import llava, qwen2_vl
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerFast
@@ -84,6 +85,8 @@ def cogvlm2(modality: str) -> tuple[CogVLM2Judge, Media]:
 JUDGES: dict[str, tuple[Callable, tuple[int, ...], int]] = {
     "cogvlm2-video": (lambda: cogvlm2("video"), (5, 10, 29, 64), 29),
     "cogvlm2-image": (lambda: cogvlm2("image"), (5, 10, 30, 64), 30),
+    "llava": (lambda: llava(word_tokenizer()), (5, 10, 30, 64), 30),
+    "qwen2-vl": (lambda: qwen2_vl(word_tokenizer()), (5, 10, 30, 64), 30),
 }
 
 
