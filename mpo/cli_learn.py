@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mpo.cli_rewards import Cache, Checklist, Judge, Reward, Settings, reward_settings
 from mpo.config import ConfigError
 from mpo.store import write_json
 
@@ -22,7 +23,6 @@ Answers = Annotated[
     typer.Option("--answer", metavar="SPELLING=1|2|tie", help="What a spelling in DATA means; repeatable."),
 ]
 Missing = Annotated[float, typer.Option(help="Share of pairs that may be left out for want of an item.")]
-Checklist = Annotated[Path, typer.Argument(help="YAML file of a checklist.")]
 
 
 def register(app: typer.Typer, checklist: typer.Typer) -> None:
@@ -36,11 +36,12 @@ def register(app: typer.Typer, checklist: typer.Typer) -> None:
 
 def fit_weights(
     data: Data,
-    reward: Annotated[Path, typer.Option(help="YAML file of the reward whose judge answers.")],
     out: Annotated[Path, typer.Option(help="Checklist to write; the report goes beside it as .fit.json.")],
-    checklist: Annotated[
-        Path | None, typer.Option(help="Checklist to weigh; default: that of the reward.")
-    ] = None,
+    checklist: Checklist = None,
+    reward: Reward = None,
+    judge: Judge = None,
+    settings: Settings = None,
+    cache: Cache = None,
     solver: Annotated[str, typer.Option(help="exact | algorithm1 (the paper's).")] = "exact",
     ridge: Annotated[float, typer.Option(help="Strength of the normal prior; 0 is none.")] = 1.0,
     l1: Annotated[float, typer.Option(help="Strength of the L1 penalty, as in the path.")] = 0.0,
@@ -53,10 +54,11 @@ def fit_weights(
     """Learn a checklist's weights from preferences; the file written scores at once.
 
     \b
-    mpo fit-weights pairs.jsonl --reward configs/rewards/mine.yaml --out mine-learned.yaml
-    mpo fit-weights pairs.parquet --media clips --reward judge.yaml --checklist mine.yaml --out learned.yaml
+    mpo fit-weights pairs.jsonl --reward configs/rewards/quickstart.yaml --out learned.yaml
+    mpo fit-weights pairs.parquet --media clips --judge FOLDER --checklist mine.yaml --out learned.yaml
     """
     from mpo.learn_tables import weight_tables
+    from rewards.build import load_reward
     from rewards.preferences import read_preferences
     from rewards.regression import SOLVERS, Penalty
     from rewards.scoring import answer_differences, learnable, score_pairs
@@ -65,7 +67,7 @@ def fit_weights(
     if solver not in SOLVERS:
         raise ConfigError(f"--solver {solver}: must be one of {', '.join(SOLVERS)}")
     pairs = read_preferences(data, media, _meanings(answer), allow_missing)
-    scorer = _reward(reward, checklist)
+    scorer = load_reward(reward_settings(reward, judge, checklist, settings, cache))
     cards = score_pairs(scorer, pairs, allow_missing)
     differences, kept = answer_differences(cards, pairs, scorer.checklist)
     names = learnable(scorer.checklist)
@@ -77,6 +79,8 @@ def fit_weights(
     learned.to_yaml(out)
     write_json(out.with_suffix(".fit.json"), report.to_dict())
     weight_tables(report)
+    if len(kept) < len(pairs):
+        print(f"{len(pairs) - len(kept)} of {len(pairs)} pairs left out: ties, or an item without a score")
     print(f"{out}: {learned.name}, {len(learned.columns)} of {len(names)} columns carry weight")
 
 
@@ -84,6 +88,8 @@ def bench_reward(
     data: Data,
     reward: Annotated[list[Path], typer.Option(help="YAML file of a reward or baseline; repeatable.")],
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
+    settings: Settings = None,
+    cache: Cache = None,
     resamples: Annotated[int, typer.Option(help="Bootstrap resamples of prompts.")] = 1000,
     seed: int = 0,
     media: Media = None,
@@ -109,7 +115,7 @@ def bench_reward(
     if len(set(names)) < len(names):
         raise ConfigError(f"--reward: {', '.join(names)}: files must differ in name")
     scores = {
-        name: level_scores(score_pairs(_reward(path), pairs, allow_missing))
+        name: level_scores(score_pairs(_reward(path, settings, cache), pairs, allow_missing))
         for name, path in zip(names, reward, strict=True)
     }
     report = benchmark(scores, pairs.verdicts, pairs.groups, resamples, seed)
@@ -165,7 +171,7 @@ def new(
 
 
 def check(
-    checklist: Checklist,
+    checklist: Annotated[Path, typer.Argument(help="YAML file of a checklist.")],
     scores: Annotated[
         Path | None,
         typer.Option(
@@ -205,15 +211,16 @@ def _meanings(answers: list[str] | None) -> dict[str, str]:
     return meanings
 
 
-def _reward(path: Path, checklist: Path | None = None):
-    """The reward or baseline of a YAML file, with another checklist if one is given."""
+def _reward(path: Path, settings: list[str] | None, cache: Path | None):
+    """The reward or baseline of a YAML file."""
     from rewards.baselines import KINDS, Similarity
-    from rewards.build import load_reward, read_yaml
+    from rewards.build import load_reward
+    from rewards.settings import read_yaml
 
     content = read_yaml(path)
     if content.get("kind") in KINDS:
-        return Similarity.load(**content)
-    return load_reward(content if checklist is None else {**content, "checklist": str(checklist)})
+        return Similarity.from_settings(content, str(path))
+    return load_reward(reward_settings(path, None, None, settings, cache))
 
 
 def _sample(path: Path, ids: tuple[str, ...]) -> list[list[float]]:

@@ -68,7 +68,7 @@ def vqa(
     asked = tuple(
         Question(f"question {n}", text, "answers", "answers", 1.0) for n, text in enumerate(question, 1)
     )
-    found = assemble(_settings(reward, judge, None, settings, cache), Checklist("vqa", asked))
+    found = assemble(reward_settings(reward, judge, None, settings, cache), Checklist("vqa", asked))
     items = find_media(media)
     cards = _score(found, items, [prompt] * len(items))
     for card in cards:
@@ -119,7 +119,7 @@ def score(
     check_choice("--level", level, LEVELS)
     items = find_media(media)
     texts = _prompts(prompt, prompts, len(items))
-    found = load_reward(_settings(reward, judge, checklist, settings, cache))
+    found = load_reward(reward_settings(reward, judge, checklist, settings, cache))
     cards = _score(found, items, texts)
     print(f"{found.checklist.name}: {arithmetic(found.checklist)}", file=sys.stderr)
     for card in cards:
@@ -156,7 +156,7 @@ def compare(
     from rewards.build import load_reward
     from rewards.compare import compare as compare_two
 
-    found = load_reward(_settings(reward, judge, checklist, settings, cache))
+    found = load_reward(reward_settings(reward, judge, checklist, settings, cache))
     with _warnings_in_a_line():
         result = compare_two(found, first, second, prompt)
     if as_json:
@@ -210,8 +210,8 @@ def write_csv(cards: Sequence[Scorecard], names: Sequence[str], level: str, path
     part.replace(path)
 
 
-def _settings(reward, judge, checklist, settings, cache):
-    """Settings of the reward that the options name."""
+def reward_settings(reward, judge, checklist, settings, cache):
+    """Settings of the reward that the options name; ConfigError where they name none or two."""
     from rewards.settings import read_settings, read_yaml
 
     if (reward is None) == (judge is None):

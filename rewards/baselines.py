@@ -7,17 +7,20 @@ the mean over their frames.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor
 
-from rewards.checklist import check_choice
+from rewards.choice import check_choice
+from rewards.judges.loading import DTYPES, one_line, pick_device
 from rewards.media import Media, load_media
 from rewards.scorecard import Scorecard
 
@@ -50,12 +53,25 @@ class Similarity:
     ) -> Similarity:
         """From a folder or hub id; `processor` where it lies elsewhere, as PickScore's does."""
         check_choice("baseline kind", kind, KINDS)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = AutoModel.from_pretrained(path, dtype=getattr(torch, dtype)).eval().to(device)
+        check_choice("baseline dtype", dtype, list(DTYPES))
+        model = AutoModel.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True)
         if not hasattr(model, "get_image_features"):
             raise ValueError(f"{path}: {type(model).__name__} has no image and text embeddings to compare")
+        model = model.eval().to(pick_device(device))
         return cls(model, AutoProcessor.from_pretrained(processor or path), kind, batch_size, frames)
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any], where: str = "baseline") -> Similarity:
+        """From the keys of a YAML file: those of `load`. ValueError naming the key that is wrong."""
+        allowed = [name for name in signature(cls.load).parameters]
+        for key in settings:
+            check_choice(f"{where}: key", key, allowed)
+        if not settings.get("path"):
+            raise ValueError(f"{where}: `path` is missing: a folder or hub id")
+        try:
+            return cls.load(**settings)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{where}: {settings['path']}: {one_line(error)}") from None
 
     def score(self, media: Sequence, prompts: Sequence[str]) -> list[Scorecard]:
         """One scorecard an item, in order; what cannot be read has a reason and no numbers."""

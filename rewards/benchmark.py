@@ -121,7 +121,12 @@ def benchmark(
         for reward, columns in scores.items()
     }
     scored = np.all([np.isfinite(columns["total"]) for columns in gaps.values()], axis=0)
-    notes = check_verdicts(verdicts[scored])
+    notes = check_verdicts(verdicts[scored]) + [
+        f"{reward} scores both items of every pair the same: does its judge answer everything alike? "
+        "Check its template, precision and weights"
+        for reward, columns in gaps.items()
+        if not columns["total"][scored].any()
+    ]
     groups = np.arange(len(verdicts)) if groups is None else np.asarray(groups)
     counts = draw_counts(groups[scored], np.random.default_rng(seed), resamples)
     counts = np.concatenate([np.ones_like(counts[:1]), counts])  # first row: the data themselves

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rewards.checklist import check_choice
+from rewards.choice import check_choice
 
 MODES = ("lora", "full")
 PRECISIONS = ("no", "bf16", "fp16")

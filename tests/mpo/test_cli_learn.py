@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from mpo import cli_learn
+from rewards import build
 from rewards.checklist import Checklist, Question
 from rewards.judges.base import Answers
 from rewards.vision_reward import VisionReward
@@ -32,25 +33,30 @@ class PixelJudge:
     name, fingerprint, modality, frames = "pixels", "0", "image", "per_second"
 
     def answer(self, media, questions):
-        return [self._one(item.image.getpixel((0, 0))[0]) for item in media]
+        values = [item.image.getpixel((0, 0))[0] for item in media]
+        return [self._one(value, asked) for value, asked in zip(values, questions, strict=True)]
 
-    def _one(self, value):
-        yes = torch.tensor([value >> k & 1 for k in range(5)]).bool()
+    def _one(self, value, asked):
+        starts = [question.text[:8] for question in CHECKLIST.questions]
+        yes = torch.tensor([value >> starts.index(text[:8]) & 1 for text in asked]).bool()
         return Answers(torch.where(yes, -0.1, -3.0), torch.where(yes, -3.0, -0.1))
 
 
 @pytest.fixture
-def mpo(monkeypatch):
+def mpo(monkeypatch, tmp_path):
     """The commands on an app of their own; the judge reads pixels."""
     app, checklist = typer.Typer(), typer.Typer()
     app.add_typer(checklist, name="checklist")
     cli_learn.register(app, checklist)
 
-    def reward(path, checklist=None):
-        judged = Checklist.from_yaml(checklist) if checklist else CHECKLIST
-        return VisionReward(PixelJudge(), judged)
-
-    monkeypatch.setattr(cli_learn, "_reward", reward)
+    monkeypatch.setattr(build, "load_judge", lambda *args, **options: PixelJudge())
+    CHECKLIST.to_yaml(tmp_path / "checklist.yaml")
+    (tmp_path / "other").mkdir()
+    for name in ("a.yaml", "b.yaml", "other/a.yaml"):
+        content = {"judge": "pixels", "checklist": str(tmp_path / "checklist.yaml")}
+        (tmp_path / name).write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(*args):
         return CliRunner().invoke(app, [str(arg) for arg in args])
@@ -74,7 +80,7 @@ def data(tmp_path_factory):
         verdict = "1" if rng.random() < 1 / (1 + np.exp(-gap)) else "2"
         verdict = "tie" if rng.random() < 0.1 else verdict
         items = {f"item_{side + 1}": f"{value}.png" for side, value in enumerate(values)}
-        rows.append({"prompt": f"p{index % 100}", **items, "preference": verdict})
+        rows.append({"prompt": f"p{index % 20}", **items, "preference": verdict})
     path = folder / "pairs.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return path
@@ -82,7 +88,18 @@ def data(tmp_path_factory):
 
 def test_fitted_checklist_scores_at_once_and_beats_equal_weights(mpo, data, tmp_path):
     out = tmp_path / "learned.yaml"
-    result = mpo("fit-weights", data, "--reward", "mine.yaml", "--out", out, "--resamples", 60)
+    result = mpo(
+        "fit-weights",
+        data,
+        "--judge",
+        "pixels",
+        "--checklist",
+        "checklist.yaml",
+        "--out",
+        out,
+        "--resamples",
+        60,
+    )
     assert result.exit_code == 0, result.output
     assert "learning curve" in result.output and "algorithm1" in result.output
     learned = Checklist.from_yaml(out)
@@ -136,12 +153,12 @@ def test_train_judge_prints_the_accuracy_of_every_question(mpo, tmp_path, monkey
     [
         (("--answer", "x"), "needed SPELLING=1"),
         (("--answer", "x=left"), "allowed meanings: 1, 2, tie"),
-        (("--reward", "other/mine.yaml"), "files must differ in name"),
+        (("--reward", "other/a.yaml"), "files must differ in name"),
         (("--media", "nowhere"), "600 of 600 rows cannot be used"),
     ],
 )
 def test_wrong_options_are_one_line(mpo, data, args, message):
-    result = mpo("bench-reward", data, "--reward", "mine.yaml", *args)
+    result = mpo("bench-reward", data, "--reward", "a.yaml", *args)
     assert isinstance(result.exception, ValueError) and message in str(result.exception)
 
 

@@ -68,6 +68,21 @@ def test_unreadable_items_and_long_prompts_are_said_so(folder):
     assert found.notes == ("prompt of 28 tokens, only the first 16 were seen",)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "clipscore"}, "clip.yaml: `path` is missing"),
+        ({"path": "x", "size": 3}, "clip.yaml: key 'size' is unknown"),
+        ({"path": "nowhere/at/all"}, "clip.yaml: nowhere/at/all"),
+        ({"path": "x", "dtype": "int8"}, "int8"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        Similarity.from_settings(settings, "clip.yaml")
+    assert "\n" not in str(error.value)
+
+
 def test_unknown_kind_is_named(folder):
     with pytest.raises(ValueError, match="did you mean 'clipscore'"):
         Similarity.load(folder, kind="clip_score")

@@ -102,6 +102,14 @@ def test_dimensions_are_measured_too():
     assert agreement["total"].diff.value == 0.75 and agreement["clarity"].diff.value == 1.0
 
 
+def test_a_reward_that_tells_nothing_apart_is_noted():
+    report = benchmark({"r": sides([0, 0, 0])}, [1, -1, 0], resamples=20)
+    assert report.notes == [
+        "r scores both items of every pair the same: does its judge answer everything alike? "
+        "Check its template, precision and weights"
+    ]
+
+
 def test_only_ties_is_an_error_and_one_sided_verdicts_a_note():
     with pytest.raises(ValueError, match="all 3 pairs are ties"):
         check_verdicts(np.zeros(3))

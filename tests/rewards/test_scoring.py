@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -98,6 +99,7 @@ def test_only_ties_leave_nothing_to_fit(tmp_path):
 
 
 def test_a_judge_that_says_no_to_everything_is_warned_of(tmp_path):
-    pairs = preferences(tmp_path, [(0, 16), (32, 64)], [1, -1])
+    pairs = preferences(tmp_path, [(0, 32), (64, 128)], [1, -1])
+    longer = replace(CHECKLIST, questions=(*CHECKLIST.questions, Question("last", "Is it well?")))
     with pytest.warns(UserWarning, match="gave all 4 items no to everything"):
-        score_pairs(VisionReward(PixelJudge(), CHECKLIST), pairs)
+        score_pairs(VisionReward(PixelJudge(), longer), pairs)
