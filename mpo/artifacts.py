@@ -16,6 +16,7 @@ import quickstart
 from mpo.config import RunConfig, to_yaml
 from mpo.prompts import prompt_sets
 from mpo.store import Artifact, Identities, digest, write_bytes, writing
+from rewards.fetch import RELEASES, fetched_folder
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
 VERSIONS = {"generate": 1, "score": 1, "pair": 1, "train": 1, "evaluate": 1, "report": 1}
@@ -99,7 +100,8 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
         "path": identity("generator.path", config.generator.path)
     }
     reward = _settings(config.reward, "device", "batch_size", "cache")
-    reward |= {name: identity(f"reward.{name}", reward[name]) for name in ("judge", "checklist")}
+    reward["judge"] = identity("reward.judge", config.reward.judge)
+    reward["checklist"] = identities.of(_checklist_path(config.reward.checklist))
     oracle = None
     if config.evaluate.oracle:
         sources = [Path(quickstart.__path__[0]) / name for name in ("oracle.py", "world.py")]
@@ -108,6 +110,16 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
             "code": [identities.of(str(source)) for source in sources],
         }
     return Run(config, train, heldout, _name(config, train, heldout, generator, reward, oracle))
+
+
+def _checklist_path(source: str) -> str:
+    """The file or folder of a checklist, which may be given by the name of a fetched one."""
+    if source in RELEASES:
+        return str(fetched_folder(source))
+    if not Path(source).exists():
+        names = ", ".join(RELEASES)
+        raise FileNotFoundError(f"reward.checklist = {source}: no such file or folder, nor one of {names}")
+    return source
 
 
 def _check_model(setting: str, path: str, index: str) -> None:
