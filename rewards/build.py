@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rewards.judges.base import FeatureModel, Judge
     from rewards.vision_reward import VisionReward
 
+_FEATURE_KEYS = {"vqascore": ("path", "tokenizer", "dtype", "device", "batch_size"), "judge": ()}
+
 
 def load_reward(config: str | Path | Mapping | Any) -> VisionReward:
     """A reward from a YAML file, a mapping, or a dataclass with the fields of `RewardSettings`."""
@@ -101,18 +103,19 @@ def load_checklist(source: str | Path, policy: str = "release", questions: str =
 
 def load_feature(name: str, values: Mapping, judge: Judge, settings: RewardSettings) -> FeatureModel:
     """The model that measures a feature: `vqascore` (CLIP-FlanT5), or `judge` (the judge's own P(yes))."""
-    values = dict(values)
-    kind = values.pop("kind", None)
-    check_choice(f"features.{name}.kind", kind, ("vqascore", "judge"))
-    match kind:
+    check_choice(f"features.{name}.kind", values.get("kind"), tuple(_FEATURE_KEYS))
+    options = {key: value for key, value in values.items() if key != "kind"}
+    for key in options:
+        check_choice(f"features.{name}: key", key, _FEATURE_KEYS[values["kind"]])
+    match values["kind"]:
         case "vqascore":
             from rewards.vqascore import VQAScore
 
-            return VQAScore.load(**{"dtype": settings.dtype, "device": settings.device, **values})
+            return VQAScore.load(**{"dtype": settings.dtype, "device": settings.device, **options})
         case "judge":
             from rewards.alignment import JudgeAlignment
 
-            return JudgeAlignment(judge, **values)
+            return JudgeAlignment(judge)
 
 
 def detect_kind(path: str | Path) -> str:

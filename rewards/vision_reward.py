@@ -26,7 +26,7 @@ class VisionReward:
     and with it the score.
     min_mass: least probability that yes and no must hold together, on average over an item's questions. An
     item below is missing; when all are, the judge is not answering yes or no at all and that is an error.
-    chunk: items held in memory at once.
+    chunk: items held in memory at once; None: 4 clips, 16 images.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class VisionReward:
         cache: AnswerCache | None = None,
         features: dict[str, FeatureModel] | None = None,
         min_mass: float = 0.5,
-        chunk: int = 16,
+        chunk: int | None = None,
     ):
         self.judge = judge
         self.checklist = checklist
         self.cache = cache
         self.features = features or {}
         self.min_mass = min_mass
-        self.chunk = chunk
+        self.chunk = chunk or (4 if judge.modality == "video" else 16)
         require_features(checklist, self.features)
 
     @property

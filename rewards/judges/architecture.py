@@ -11,7 +11,7 @@ def check_architecture(config, name: str) -> None:
         reason = "it looks at the picture through cross-attention"
     elif unshared := kinds - {"full_attention", "sliding_attention"}:
         reason = f"it has {', '.join(sorted(unshared))} layers, whose state cannot be shared"
-    elif text.model_type in ("paligemma", "gemma") and config.model_type == "paligemma":
+    elif config.model_type == "paligemma":
         reason = "its picture attends to the question"
     else:
         return

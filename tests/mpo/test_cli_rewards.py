@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from PIL import Image
 
 from mpo.cli import app, main
 from mpo.cli_rewards import find_media
+from mpo.config import RewardConfig
+from rewards.settings import RewardSettings
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rewards"))
 from tiny_vlms import make_model  # noqa: E402
@@ -197,6 +200,10 @@ def test_media_are_found_in_order(folder):
         Path("pictures/noise90.png"),
         *(Path(f"pictures/noise{shade}.png") for shade in (0, 200, 90)),
     ]
+
+
+def test_a_runs_reward_has_the_same_settings():
+    assert {entry.name for entry in fields(RewardConfig)} == {entry.name for entry in fields(RewardSettings)}
 
 
 def test_help_of_every_command(capsys, monkeypatch):

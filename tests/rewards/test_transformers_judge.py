@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_vlms import FAMILIES
+from transformers import Florence2Config, MllamaConfig, PaliGemmaConfig, Qwen3_5Config
 
 from rewards import load_judge, load_media
+from rewards.judges.architecture import check_architecture, check_window
 from rewards.judges.base import Answers, Failure
 from rewards.judges.transformers_vlm import TransformersJudge
 
@@ -141,6 +143,30 @@ def test_question_before_the_picture_is_refused(tiny_vlm, pictures):
     judge = load_judge(tiny_vlm("qwen2_vl"), device="cpu", template="{question} {image} Answer:")
     with pytest.raises(ValueError, match="puts the question first"):
         judge.answer([load_media(pictures[0])], [QUESTIONS])
+
+
+def test_prompts_longer_than_a_sliding_window_are_refused(tiny_vlm, pictures):
+    judge = load_judge(tiny_vlm("gemma3"), device="cpu")
+    judge.model.config.text_config.sliding_window = 60
+    with pytest.raises(ValueError, match="is longer than its attention window of 60"):
+        judge.answer([load_media(pictures[0])], [QUESTIONS])
+    judge.model.config.text_config.layer_types = ["full_attention"] * 3
+    check_window(judge.model.config, "full attention", 1000)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (PaliGemmaConfig(), "its picture attends to the question"),
+        (MllamaConfig(), "cross-attention"),
+        (Florence2Config(), "cross-attention"),
+        (Qwen3_5Config(), "linear_attention layers"),
+    ],
+)
+def test_architectures_that_cannot_share_a_picture_are_refused(config, reason):
+    with pytest.raises(ValueError, match=reason) as caught:
+        check_architecture(config, "judge")
+    assert "\n" not in str(caught.value)
 
 
 def test_an_architecture_that_disagrees_is_refused(tiny_vlm, pictures, monkeypatch):

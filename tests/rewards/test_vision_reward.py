@@ -222,6 +222,17 @@ def test_reward_from_a_file(tmp_path, tiny_vlm, pictures):
     settings.write_text(lines.replace("device", "devise"))
     with pytest.raises(ValueError, match="did you mean 'device'"):
         load_reward(settings)
+    for line, words in (
+        ("features: {fit: {kind: judge}}", "features 'fit' is unknown"),
+        ("batch_size: many", "batch_size"),
+        ("kind: cogvlm", "did you mean 'cogvlm2'"),
+        ("frames: all", "allowed: per_second, uniform:n"),
+        ("dtype: half", "allowed: float32, bfloat16, float16"),
+    ):
+        settings.write_text(f"{lines}{line}\n")
+        with pytest.raises(ValueError, match=words) as caught:
+            load_reward(settings)
+        assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="`checklist` is missing"):
         load_reward({"judge": "x"})
     with pytest.raises(ValueError, match="no such file"):

@@ -9,6 +9,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     LlamaConfig,
@@ -21,6 +23,7 @@ from transformers import (
     Qwen2VLForConditionalGeneration,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -36,7 +39,7 @@ TEXT = {
     "eos_token_id": 1,
     "pad_token_id": 0,
 }
-FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "idefics3")
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "idefics3", "gemma3")
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
@@ -152,6 +155,46 @@ def make_idefics():
     return Idefics3ForConditionalGeneration(config), tokenizer, pixels, {"image_seq_len": 4}
 
 
+def make_gemma(window: int):
+    """Pictures attend to themselves in both directions; two of three layers see `window` tokens."""
+    names = {
+        "boi_token": "<start_of_image>",
+        "eoi_token": "<end_of_image>",
+        "image_token": "<image_soft_token>",
+    }
+    plain = make_tokenizer(
+        ["<pad>", "<bos>", *names.values()], "<bos>" + CHATML.replace("IMAGE", names["boi_token"])
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<bos>",
+        extra_special_tokens=names,
+        chat_template=plain.chat_template,
+    )
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = Gemma3Config(
+        text_config={**TEXT, "head_dim": 16, "sliding_window": window, "layer_types": layers},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        mm_tokens_per_image=4,
+        boi_token_index=2,
+        eoi_token_index=3,
+        image_token_index=4,
+    )
+    pixels = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+    model = Gemma3ForConditionalGeneration(config)
+    model.model.multi_modal_projector.mm_input_projection_weight.data.normal_(std=0.5)  # zeros at first
+    return model, tokenizer, pixels, {"image_seq_length": 4}
+
+
 def make_model(family: str, folder: Path):
     torch.manual_seed(0)
     match family:
@@ -161,6 +204,8 @@ def make_model(family: str, folder: Path):
             model, tokenizer, pixels, settings = make_qwen(family == "qwen2_5_vl")
         case "idefics3":
             model, tokenizer, pixels, settings = make_idefics()
+        case "gemma3":
+            model, tokenizer, pixels, settings = make_gemma(window=400)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     pixels.save_pretrained(folder)
