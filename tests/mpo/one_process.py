@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -53,3 +54,4 @@ def main(pipeline, folder, mode, micro, steps, resume=False):
 if __name__ == "__main__":
     pipeline, folder, mode, micro, steps, *resume = sys.argv[1:]
     main(pipeline, folder, mode, int(micro), int(steps), bool(resume))
+    PartialState().destroy_process_group()  # its threads must end before the interpreter does
