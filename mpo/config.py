@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -17,16 +17,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
+from mpo.config_checks import ConfigError, check
+
 STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
 FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "cogvideox", "wan")
 RULES = ("dominance", "total", "majority", "normalised", "pareto", "random")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
-
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message is one line: the key, its value, what is allowed."""
 
 
 def one_of(default: str | None, *allowed: str | None) -> Any:
@@ -200,7 +198,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, layers[1:])) from error
-    _validate(config)
+    check(config)
     return config
 
 
@@ -289,33 +287,3 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) is list:
         return f"a list, each {_type_name(get_args(hint)[0])}"
     return names.get(hint, "a mapping")
-
-
-def _validate(config: RunConfig) -> None:
-    """Bounds and combinations that a type cannot say."""
-    _check_bounds(config, "")
-    if not Path(config.name).name == config.name or config.name in (".", ".."):
-        raise ConfigError(f"name = {config.name!r}: must be a plain folder name, without '/'")
-    batch, micro = config.train.batch_size, config.train.micro_batch_size
-    if batch % micro:
-        raise ConfigError(
-            f"train.batch_size = {batch}: must be a multiple of train.micro_batch_size = {micro}"
-        )
-
-
-def _check_bounds(node: Any, prefix: str) -> None:
-    for entry in fields(node):
-        value, name, rule = getattr(node, entry.name), prefix + entry.name, entry.metadata
-        if is_dataclass(value):
-            _check_bounds(value, f"{name}.")
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                if is_dataclass(inner):
-                    _check_bounds(inner, f"{name}.{key}.")
-        elif "one_of" in rule and value not in rule["one_of"]:
-            allowed = ", ".join("null" if choice is None else choice for choice in rule["one_of"])
-            raise ConfigError(f"{name} = {value!r}: must be one of {allowed}")
-        elif value is not None and rule.get("least") is not None and not value >= rule["least"]:
-            raise ConfigError(f"{name} = {value}: must be at least {rule['least']}")
-        elif value is not None and rule.get("above") is not None and not value > rule["above"]:
-            raise ConfigError(f"{name} = {value}: must be greater than {rule['above']}")

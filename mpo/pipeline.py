@@ -26,7 +26,8 @@ from mpo.processes import join, make, share
 from mpo.samples import preference_pairs, sample_shard
 from mpo.scores import paths, read_scores, write_names, write_scores
 from mpo.store import Artifact, disk_errors, read_table, write_bytes, write_json, write_table
-from mpo.trainer import DiffusionDPOTrainer, last_checkpoint, training_arguments
+from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
+from mpo.training_arguments import training_arguments
 from rewards import load_checklist
 
 PAIRS = {"prompt_id": "int64", "winner": "int64", "loser": "int64", "gap": "double"}

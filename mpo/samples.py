@@ -10,8 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from generators.base import Conditioning
+from mpo.preference_data import PreferencePairs
 from mpo.store import Artifact, read_table, stable_seed, write_table, write_tensors, writing
-from mpo.trainer import PreferencePairs
 
 if TYPE_CHECKING:
     from generators.base import Generator

@@ -8,101 +8,18 @@ micro-batches, processes and resumed runs changes nothing but rounding.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler, default_collate
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from generators.adapters import Tuning
-from generators.base import Conditioning
-from generators.schedules import Schedule
-from mpo.config import TrainConfig
 from mpo.losses import LossOutput, denoising_error, diffusion_dpo, per_element_beta
-from mpo.store import stable_seed
-
-
-class Rows(Protocol):
-    """Latents by row: a tensor, or a reader of shards that holds few of them in memory."""
-
-    def __getitem__(self, row: int) -> Tensor: ...
-
-
-class ConditioningRows(Protocol):
-    """Conditioning by row: a `Conditioning`, or a reader of shards."""
-
-    def rows(self, index: Sequence[int]) -> Conditioning: ...
-
-
-@dataclass(frozen=True)
-class PreferencePairs:
-    """n pairs over stored samples. Pair i prefers `latents[winner[i]]` to `latents[loser[i]]`, both of the
-    prompt whose conditioning is row `prompt[i]`."""
-
-    latents: Rows
-    conditioning: ConditioningRows
-    winner: Sequence[int]
-    loser: Sequence[int]
-    prompt: Sequence[int]
-    names: Sequence[str]  # of the pairs, all different: they seed the noise and stand in messages
-
-    def __len__(self) -> int:
-        return len(self.winner)
-
-
-class PairDraws(Dataset):
-    """Every draw of a training run in the order in which it is used: `length` of them, epoch after epoch.
-
-    Each epoch is a permutation of all pairs from the seed and the epoch's number.
-    """
-
-    def __init__(self, pairs: PreferencePairs, schedule: Schedule, seed: int, length: int):
-        if not len(pairs):
-            raise ValueError("train: no pair to train on")
-        self.pairs, self.schedule, self.seed, self.length = pairs, schedule, seed, length
-        self._order = lru_cache(maxsize=2)(self._permutation)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`latents` [2, ...] winner first, `noise` [...], `timestep` [], `conditioning` by name, `pair`."""
-        epoch, place = divmod(index, len(self.pairs))
-        pair = self._order(epoch)[place]
-        winner, loser, prompt = (
-            int(rows[pair]) for rows in (self.pairs.winner, self.pairs.loser, self.pairs.prompt)
-        )
-        latents = torch.stack([self.pairs.latents[winner], self.pairs.latents[loser]]).float()
-        conditioning = self.pairs.conditioning.rows([prompt]).tensors
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, self.pairs.names[pair], epoch))
-        return {
-            "timestep": self.schedule.sample_timesteps(generator)[0],
-            "noise": torch.randn(latents[0].shape, generator=generator),
-            "latents": latents,
-            "conditioning": {name: tensor[0] for name, tensor in conditioning.items()},
-            "pair": pair,
-        }
-
-    def _permutation(self, epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, "epoch", epoch))
-        return torch.randperm(len(self.pairs), generator=generator).tolist()
-
-
-@dataclass
-class DiffusionDPOConfig(TrainingArguments):
-    """`transformers.TrainingArguments` with the loss's settings; `max_steps` says how long to train."""
-
-    beta: float = field(default=2000.0, metadata={"help": "Strength of the reference, mean-reduced errors."})
-    sft_weight: float = field(default=0.0, metadata={"help": "Weight of the winner's own error in the loss."})
-    remove_unused_columns: bool = False
-    logging_nan_inf_filter: bool = False  # a loss that is not finite stops the run instead
-    ddp_find_unused_parameters: bool | None = False
-    report_to: str | list[str] | None = "none"
+from mpo.preference_data import PairDraws, PreferencePairs
+from mpo.training_arguments import DiffusionDPOConfig
 
 
 class DiffusionDPOTrainer(Trainer):
@@ -237,45 +154,3 @@ def last_checkpoint(folder: str | Path) -> Path | None:
             continue
         return path
     return None
-
-
-def training_arguments(
-    train: TrainConfig, output_dir: str | Path, seed: int, processes: int = 1, **changes: Any
-) -> DiffusionDPOConfig:
-    """The Trainer's arguments for a run's settings, on `processes` processes.
-
-    ValueError where the batch does not divide into micro-batches and processes, or an option is unknown.
-    """
-    share = train.micro_batch_size * processes
-    if train.batch_size % share:
-        raise ValueError(
-            f"train.batch_size={train.batch_size}: not a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} times {processes} processes; the nearest is "
-            f"{max(1, round(train.batch_size / share)) * share}"
-        )
-    known = {entry.name for entry in fields(DiffusionDPOConfig)}
-    if unknown := sorted(set(train.options) - known):
-        raise ValueError(f"train.options.{unknown[0]}: not a field of transformers.TrainingArguments")
-    settings = {
-        "output_dir": str(output_dir),
-        "seed": seed,
-        "max_steps": train.steps,
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // share,
-        "beta": train.beta,
-        "sft_weight": train.sft_weight,
-        "learning_rate": train.learning_rate,
-        "lr_scheduler_type": train.lr_scheduler,
-        "warmup_steps": train.warmup_steps,
-        "max_grad_norm": train.max_grad_norm,
-        "weight_decay": train.weight_decay,
-        "bf16": train.precision == "bf16",
-        "fp16": train.precision == "fp16",
-        "activation_checkpointing": train.gradient_checkpointing,
-        "save_steps": train.save_steps,
-        "save_total_limit": 2,
-        "logging_steps": train.logging_steps,
-        "report_to": train.report_to or "none",
-        "disable_tqdm": False,
-    }
-    return DiffusionDPOConfig(**settings | train.options | changes)

@@ -20,7 +20,9 @@ from generators.adapters import FullTuning, LoraTuning  # noqa: E402
 from generators.base import Conditioning  # noqa: E402
 from generators.build import build_generator  # noqa: E402
 from mpo.config import TrainConfig  # noqa: E402
-from mpo.trainer import DiffusionDPOTrainer, PreferencePairs, last_checkpoint, training_arguments  # noqa: E402
+from mpo.preference_data import PreferencePairs  # noqa: E402
+from mpo.trainer import DiffusionDPOTrainer, last_checkpoint  # noqa: E402
+from mpo.training_arguments import training_arguments  # noqa: E402
 
 
 def main(pipeline, folder, mode, micro, steps, resume=False):

@@ -7,7 +7,9 @@ from tiny_pipelines import FAMILIES, generator_config
 from generators.adapters import LoraTuning
 from generators.build import build_generator
 from mpo.config import TrainConfig
-from mpo.trainer import DiffusionDPOTrainer, PreferencePairs, training_arguments
+from mpo.preference_data import PreferencePairs
+from mpo.trainer import DiffusionDPOTrainer
+from mpo.training_arguments import training_arguments
 
 
 @pytest.mark.parametrize("kind", FAMILIES)

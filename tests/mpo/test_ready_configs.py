@@ -8,7 +8,7 @@ from generators.build import FAMILIES as BUILT
 from generators.build import family_class
 from mpo.config import FAMILIES, load
 from mpo.losses import per_element_beta
-from mpo.trainer import training_arguments
+from mpo.training_arguments import training_arguments
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 MODELS = ["sd15", "sd21", "sdxl", "sd35", "flux", "cogvideox_2b", "cogvideox_5b", "wan21_1_3b"]

@@ -10,13 +10,9 @@ from transformers import TrainerCallback
 from generators.adapters import FullTuning, LoraTuning, load_adapter
 from generators.build import build_generator
 from mpo.config import LoraConfig, TrainConfig
-from mpo.trainer import (
-    DiffusionDPOTrainer,
-    PairDraws,
-    PreferencePairs,
-    last_checkpoint,
-    training_arguments,
-)
+from mpo.preference_data import PairDraws, PreferencePairs
+from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
+from mpo.training_arguments import training_arguments
 
 KIND = "stable_diffusion"
 PROMPTS = ["a red circle", "b", "two"]
