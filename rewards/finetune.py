@@ -30,7 +30,7 @@ from rewards.judge_metrics import JudgeReport, measure_answers
 from rewards.judges.base import Failure
 from rewards.judges.transformers_vlm import TransformersJudge
 from rewards.media import load_media
-from rewards.packed_batch import answer_tokens, pack_answers, share, stack
+from rewards.packed_batch import answer_tokens, check_packed, pack_answers, share, stack
 from rewards.tables import Embedded
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
         batch_size=settings.micro_batch_size,
         frames=settings.frames,
     )
+    first = train.items[0]
+    asked = [train.asked(index, first) for index in first.questions[: settings.questions_per_sequence]]
+    check_packed(judge, _load(judge, first.item), asked)
     trainer = _trainer(settings, judge, train, validation)
     before = trainer.report()
     trainer.train(resume_from_checkpoint=_last_checkpoint(settings, trainer.args.should_save))

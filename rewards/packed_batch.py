@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from rewards.cogvlm2.tokens import prompt
+from rewards.judges.architecture import check_window, whole_pictures
 from rewards.judges.cogvlm2 import CogVLM2Judge
 from rewards.judges.transformers_vlm import TransformersJudge
+from rewards.judges.yes_no import EXACT, read_yes_no
 from rewards.media import Media
 
 PREFIX, PADDING = -1, -2  # blocks that are no question
@@ -30,13 +32,14 @@ class Shared:
 
     prefix: model inputs up to the first question, a batch of one. positions: [..., 1, P], several rows
     for multimodal rotary positions. next_position: that of a question's first token. questions: token ids
-    of each.
+    of each. pictures: as `whole_pictures` has it.
     """
 
     prefix: dict[str, Tensor]
     positions: Tensor
     next_position: int
     questions: list[list[int]]
+    pictures: Tensor | None = None
 
 
 def share(judge: TransformersJudge | CogVLM2Judge, media: Media, asked: Sequence[str]) -> Shared:
@@ -54,10 +57,12 @@ def share(judge: TransformersJudge | CogVLM2Judge, media: Media, asked: Sequence
     prefix, questions = judge.split_prompts(media, asked)
     prefix = {name: value.cpu() for name, value in prefix.items()}
     length = prefix["input_ids"].shape[1]
+    pictures = whole_pictures(judge.model.config, prefix)
+    check_window(judge.model.config, judge.name, length + max(map(len, questions)) + 1)
     if not hasattr(judge.model.base_model, "get_rope_index"):
-        return Shared(prefix, torch.arange(length)[None], length, questions)
+        return Shared(prefix, torch.arange(length)[None], length, questions, pictures)
     positions, lag = judge.model.base_model.get_rope_index(**prefix)
-    return Shared(prefix, positions, length + int(lag), questions)
+    return Shared(prefix, positions, length + int(lag), questions, pictures)
 
 
 def answer_tokens(judge: TransformersJudge | CogVLM2Judge) -> tuple[int, int]:
@@ -80,15 +85,41 @@ def answer_tokens(judge: TransformersJudge | CogVLM2Judge) -> tuple[int, int]:
     return found[0], found[1]
 
 
+@torch.inference_mode()
+def check_packed(judge: TransformersJudge | CogVLM2Judge, media: Media, asked: Sequence[str]) -> None:
+    """Answers of one packed sequence against the last question asked by itself; ValueError where they
+    differ, since the judge would be taught something else than it is asked.
+    """
+    tokens = answer_tokens(judge)
+    item = pack_answers(share(judge, media, asked), [tokens[0]] * len(asked))
+    batch = stack([item], 0, judge.model.dtype)
+    labels = batch.pop("labels")
+    logits = judge.model(**{name: value.to(judge.model.device) for name, value in batch.items()}).logits
+    packed = read_yes_no(logits[0, (labels[0] != IGNORED).nonzero()[-1] - 1], judge.words)
+    plain = judge.answer_plainly(media, asked[-1])
+    gap = max(
+        (ours.cpu() - theirs[-1]).abs().item()
+        for ours, theirs in zip(packed, (plain.yes_logit, plain.no_logit), strict=True)
+    )
+    if not gap <= EXACT[judge.model.dtype]:
+        raise ValueError(
+            f"{judge.name}: {type(judge.model).__name__} answers differently when questions share a sequence "
+            f"(log-probabilities differ by {gap:.2g}), so it cannot be trained"
+        )
+
+
 @dataclass(frozen=True)
 class Packed:
-    """One item's sequence: [L] ids, block (question, or PREFIX), labels; positions [..., 1, L]."""
+    """One item's sequence: [L] ids, block (question, or PREFIX), labels; positions [..., 1, L]; pictures as
+    `whole_pictures` has it, [1, P].
+    """
 
     ids: Tensor
     block: Tensor
     labels: Tensor
     positions: Tensor
     prefix: dict[str, Tensor]
+    pictures: Tensor | None
 
 
 def pack_answers(shared: Shared, answers: Sequence[int]) -> Packed:
@@ -104,7 +135,12 @@ def pack_answers(shared: Shared, answers: Sequence[int]) -> Packed:
         place = torch.arange(len(tokens)) + shared.next_position
         positions.append(place.expand(*shared.positions.shape[:-1], -1))
     return Packed(
-        torch.cat(ids), torch.cat(block), torch.cat(labels), torch.cat(positions, dim=-1), shared.prefix
+        torch.cat(ids),
+        torch.cat(block),
+        torch.cat(labels),
+        torch.cat(positions, dim=-1),
+        shared.prefix,
+        shared.pictures,
     )
 
 
@@ -112,19 +148,25 @@ def stack(items: Sequence[Packed], pad: int, dtype: torch.dtype) -> dict[str, Te
     """A batch as the model takes it, padded on the right; `attention_mask` is additive, [B, 1, L, L]."""
     length = max(len(item.ids) for item in items)
     block = torch.stack([_fill(item.block, length, PADDING) for item in items])
+    known = [item.pictures for item in items if item.pictures is not None]
+    pictures = torch.cat([_fill(item, length, -1) for item in known]) if known else None
     return {
         **_prefix_inputs(items, length),
         "input_ids": torch.stack([_fill(item.ids, length, pad) for item in items]),
         "labels": torch.stack([_fill(item.labels, length, IGNORED) for item in items]),
         "position_ids": torch.cat([_fill(item.positions, length, 0) for item in items], dim=-2),
-        "attention_mask": block_mask(block, dtype),
+        "attention_mask": block_mask(block, dtype, pictures),
     }
 
 
-def block_mask(block: Tensor, dtype: torch.dtype) -> Tensor:
-    """Additive mask [B, 1, L, L]: each token sees, up to itself, the prefix and its own question."""
+def block_mask(block: Tensor, dtype: torch.dtype, pictures: Tensor | None = None) -> Tensor:
+    """Additive mask [B, 1, L, L]: each token sees, up to itself, the prefix and its own question; with
+    `pictures` [B, L], as `whole_pictures` has it, a picture's tokens also see the whole of it.
+    """
     same = block[:, :, None] == block[:, None, :]
     seen = (same | (block == PREFIX)[:, None, :]).tril()
+    if pictures is not None:
+        seen |= (pictures[:, :, None] == pictures[:, None, :]) & (pictures >= 0)[:, None, :]
     mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
     return mask[:, None]
 

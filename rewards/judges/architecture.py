@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
 
 def check_architecture(config, name: str) -> None:
     """ValueError for architectures whose prefix cannot serve several questions."""
@@ -16,6 +20,20 @@ def check_architecture(config, name: str) -> None:
     else:
         return
     raise ValueError(f"{name}: {config.model_type} cannot answer questions over a shared picture: {reason}")
+
+
+def whole_pictures(config, prefix: Mapping[str, Tensor]) -> Tensor | None:
+    """For models whose picture tokens see the whole of their picture: which picture each token of a prefix
+    belongs to, [1, P], -1 for text. None for the others, which see what came before.
+
+    Gemma 3 marks runs of picture tokens in `token_type_ids` (transformers, `create_masks_for_vision_model`),
+    and applies that only where it makes the attention mask itself.
+    """
+    if config.model_type != "gemma3":
+        return None
+    picture = prefix["token_type_ids"] == 1
+    starts = picture & ~nn.functional.pad(picture, (1, 0), value=False)[:, :-1]
+    return (starts.cumsum(1) - 1).masked_fill(~picture, -1)
 
 
 def check_window(config, name: str, length: int) -> None:

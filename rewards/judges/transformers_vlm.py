@@ -26,15 +26,10 @@ from rewards.judges.base import Answers, Failure
 from rewards.judges.batches import in_batches
 from rewards.judges.loading import load_processor, load_weights, one_line
 from rewards.judges.packing import Packed, pack, rewind, split_packs
-from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
+from rewards.judges.yes_no import EXACT, read_yes_no, spellings, to_answers, weights_digest
 from rewards.media import PER_SECOND, Media, uniform_count
 
 _PROBES = ("A", "7", "?")  # stand-ins for questions: where prompts with these part, the question begins
-_EXACT = {
-    torch.float32: 1e-3,
-    torch.bfloat16: 0.3,
-    torch.float16: 0.05,
-}  # log-probability, one pass against plain
 
 
 @dataclass
@@ -256,7 +251,7 @@ class TransformersJudge:
                     (plain.yes_logit[-1] - result.yes_logit[-1]).abs().item(),
                     (plain.no_logit[-1] - result.no_logit[-1]).abs().item(),
                 )
-                if not gap <= _EXACT[self.model.dtype]:
+                if not gap <= EXACT[self.model.dtype]:
                     raise ValueError(
                         f"{self.name}: {type(self.model).__name__} answers differently with a shared picture "
                         f"(log-probabilities differ by {gap:.2g}), so it cannot be used as a judge"

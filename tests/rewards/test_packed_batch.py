@@ -8,7 +8,16 @@ from torch.nn.functional import cross_entropy
 from rewards import load_judge, load_media
 from rewards.judges.cogvlm2 import CogVLM2Judge
 from rewards.judges.yes_no import Spellings
-from rewards.packed_batch import IGNORED, PREFIX, answer_tokens, block_mask, pack_answers, share, stack
+from rewards.packed_batch import (
+    IGNORED,
+    PREFIX,
+    answer_tokens,
+    block_mask,
+    check_packed,
+    pack_answers,
+    share,
+    stack,
+)
 
 QUESTIONS = ["Is it clear?", "Is the image very very clear?", "no question"]
 ANSWERS = [1, 0, 1]
@@ -92,6 +101,34 @@ def test_mask_by_hand():
     block = torch.tensor([[PREFIX, 0, 0, 1]])
     seen = block_mask(block, torch.float32)[0, 0] == 0
     assert seen.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 1]]
+
+
+def test_a_picture_that_sees_itself_whole_by_hand():
+    block = torch.tensor([[PREFIX, PREFIX, PREFIX, PREFIX, 0]])
+    pictures = torch.tensor([[-1, 0, 0, 1, -1]])  # text, a picture of two tokens, one of one
+    seen = block_mask(block, torch.float32, pictures)[0, 0] == 0
+    assert seen.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 1, 1, 1],
+    ]
+
+
+def test_a_model_that_answers_differently_packed_is_refused(tiny_vlm, pictures, monkeypatch):
+    judge = load_judge(tiny_vlm("gemma3"), device="cpu")
+    check_packed(judge, load_media(pictures[0]), QUESTIONS)
+    monkeypatch.setattr("rewards.packed_batch.whole_pictures", lambda config, prefix: None)
+    with pytest.raises(ValueError, match="answers differently when questions share a sequence"):
+        check_packed(judge, load_media(pictures[0]), QUESTIONS)
+
+
+def test_training_prompts_longer_than_a_sliding_window_are_refused(tiny_vlm, pictures):
+    judge = load_judge(tiny_vlm("gemma3"), device="cpu")
+    judge.model.config.text_config.sliding_window = 60
+    with pytest.raises(ValueError, match="is longer than its attention window of 60"):
+        share(judge, load_media(pictures[0]), QUESTIONS)
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
