@@ -14,6 +14,8 @@ from torch import Tensor
 
 
 class Schedule(Protocol):
+    num_train_timesteps: int
+
     def sample_timesteps(self, generator: torch.Generator, size: int = 1) -> Tensor:
         """Training timesteps [size] from the schedule's own distribution."""
 
@@ -37,6 +39,10 @@ class VariancePreserving:
 
     alphas_cumprod: Tensor  # abar [T], float32 on the CPU
     prediction_type: str  # "epsilon" or "v_prediction"
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return len(self.alphas_cumprod)
 
     def sample_timesteps(self, generator: torch.Generator, size: int = 1) -> Tensor:
         return torch.randint(len(self.alphas_cumprod), (size,), generator=generator)

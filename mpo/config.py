@@ -23,6 +23,9 @@ STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
 FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "cogvideox", "wan")
 RULES = ("dominance", "total", "majority", "normalised", "pareto", "random")
+LOSSES = ("sigmoid", "ipo", "hinge", "poly", "mapo")
+DISPLACEMENT = ("warn", "stop", "lower_rate", "safeguard")  # what to do about it
+OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -32,9 +35,16 @@ def one_of(default: str | None, *allowed: str | None) -> Any:
     return field(default=default, metadata={"one_of": allowed})
 
 
-def number(default: float | None, least: float | None = None, above: float | None = None) -> Any:
-    """A number field with a lower bound: `least` is allowed itself, `above` is not."""
-    return field(default=default, metadata={"least": least, "above": above})
+def number(
+    default: float | str | None,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    word: str | None = None,
+) -> Any:
+    """A number field with bounds: `least` is allowed itself, `above` and `below` are not; or the `word`."""
+    bounds = {"least": least, "above": above, "below": below, "word": word}
+    return field(default=default, metadata=bounds)
 
 
 @dataclass
@@ -128,11 +138,35 @@ class LoraConfig:
 
 
 @dataclass
+class DisplacementConfig:
+    """The watch on the winner's error above the reference's: while its running mean stays positive, the
+    margin is won by ruining the loser more than the winner, and pictures decay."""
+
+    action: str | None = one_of(None, None, "off", *DISPLACEMENT)  # None: warn, or off without a reference
+    patience: int = number(50, least=1)  # optimiser steps above the threshold before anything is done
+    threshold: float = number(0.001, least=0)  # of the running mean, as a share of the reference's error
+    decay: float = number(0.98, least=0, below=1)  # of the running mean, an optimiser step
+    factor: float = number(0.5, above=0, below=1)  # of the learning rate, for lower_rate
+
+
+@dataclass
 class TrainConfig:
+    """Training; the sources of the loss's switches stand in mpo/losses.py."""
+
     mode: str = one_of("lora", "lora", "full")
     lora: LoraConfig = field(default_factory=LoraConfig)
-    beta: float = number(2000.0, above=0)  # mean-reduced error, as in the papers
+    loss: str = one_of("sigmoid", *LOSSES)
+    beta: int | float | str = number(2000.0, above=0, word="auto")  # mean-reduced error, as in the papers
+    beta_target: float = number(0.2, above=0, below=0.5)  # beta=auto: gradient factor of a pair told apart
+    label_smoothing: float = number(0.0, least=0, below=0.5)  # loss=sigmoid: share of labels that are wrong
+    poly_alpha: float = number(0.0, least=-1)  # loss=poly: above 0, pairs not told apart yet weigh more
     sft_weight: float = number(0.0, least=0)  # lambda of the term lambda * e_w
+    dpop_weight: float = number(0.0, least=0)  # of the winner's excess error, taken off the margin
+    margin_offset: float = number(0.0, least=0)  # margin to exceed by a pair of typical gap in the reward
+    safeguard: bool = False  # scale the loser's gradient so that a step does not raise the winner's error
+    safeguard_mu: float = number(0.9, least=0, below=1)
+    displacement: DisplacementConfig = field(default_factory=DisplacementConfig)
+    optimizer: str = one_of("adamw", *OPTIMIZERS)
     learning_rate: float = number(1e-4, above=0)
     lr_scheduler: str = "constant_with_warmup"  # any name of transformers' schedulers
     warmup_steps: int = number(0, least=0)
@@ -283,7 +317,8 @@ def _explain(error: OmegaConfBaseException, layers: Sequence[Any]) -> str:
 def _type_name(hint: Any) -> str:
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if isinstance(hint, UnionType):
-        return " or ".join(_type_name(part) for part in get_args(hint))
+        parts = [part for part in get_args(hint) if part is not int or float not in get_args(hint)]
+        return " or ".join(_type_name(part) for part in parts)
     if get_origin(hint) is list:
         return f"a list, each {_type_name(get_args(hint)[0])}"
     return names.get(hint, "a mapping")

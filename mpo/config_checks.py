@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpo.config import RunConfig
+    from mpo.config import RunConfig, TrainConfig
 
 
 class ConfigError(ValueError):
@@ -19,10 +19,47 @@ def check(config: RunConfig) -> None:
     _check_bounds(config, "")
     if not Path(config.name).name == config.name or config.name in (".", ".."):
         raise ConfigError(f"name = {config.name!r}: must be a plain folder name, without '/'")
+    _check_loss(config.train)
     batch, micro = config.train.batch_size, config.train.micro_batch_size
     if batch % micro:
         raise ConfigError(
             f"train.batch_size = {batch}: must be a multiple of train.micro_batch_size = {micro}"
+        )
+
+
+def _check_loss(train: TrainConfig) -> None:
+    """Refuse switches that the chosen loss does not have or that undo each other."""
+    loss, action = train.loss, train.displacement.action
+    if train.beta == "auto" and loss not in ("sigmoid", "poly"):
+        why = (
+            "has no reference" if loss == "mapo" else "draws the margin to a fixed size, which it would undo"
+        )
+        raise ConfigError(f"train.beta = 'auto': not with train.loss={loss}, which {why}; set a number")
+    if train.beta != "auto":
+        train.beta = float(train.beta)
+    own = {"label_smoothing": "sigmoid", "poly_alpha": "poly"}
+    for name, belongs_to in own.items():
+        if (value := getattr(train, name)) and loss != belongs_to:
+            raise ConfigError(f"train.{name} = {value}: belongs to train.loss={belongs_to}, not to {loss}")
+    if loss == "poly" and not train.poly_alpha:
+        raise ConfigError(
+            "train.poly_alpha = 0.0: with train.loss=poly it must be set; 0 is train.loss=sigmoid"
+        )
+    if loss == "mapo":
+        switches = ("sft_weight", "dpop_weight", "margin_offset", "safeguard")
+        if found := next((name for name in switches if getattr(train, name)), None):
+            why = "has that term already" if found == "sft_weight" else "has no reference and no such margin"
+            raise ConfigError(
+                f"train.{found} = {getattr(train, found)}: not with train.loss=mapo, which {why}"
+            )
+        if action not in (None, "off"):
+            raise ConfigError(
+                f"train.displacement.action = {action!r}: train.loss=mapo has no reference to compare with; "
+                "must be off"
+            )
+    if train.safeguard and action == "safeguard":
+        raise ConfigError(
+            "train.displacement.action = 'safeguard': train.safeguard=true has it on from the start"
         )
 
 
@@ -38,7 +75,12 @@ def _check_bounds(node: Any, prefix: str) -> None:
         elif "one_of" in rule and value not in rule["one_of"]:
             allowed = ", ".join("null" if choice is None else choice for choice in rule["one_of"])
             raise ConfigError(f"{name} = {value!r}: must be one of {allowed}")
+        elif isinstance(value, str | bool) and rule.get("word"):
+            if value != rule["word"]:
+                raise ConfigError(f"{name} = {value!r}: must be a number or {rule['word']}")
         elif value is not None and rule.get("least") is not None and not value >= rule["least"]:
             raise ConfigError(f"{name} = {value}: must be at least {rule['least']}")
         elif value is not None and rule.get("above") is not None and not value > rule["above"]:
             raise ConfigError(f"{name} = {value}: must be greater than {rule['above']}")
+        elif value is not None and rule.get("below") is not None and not value < rule["below"]:
+            raise ConfigError(f"{name} = {value}: must be less than {rule['below']}")

@@ -29,6 +29,8 @@ class LossOutput:
         Tensor  # e_w - ref_e_w; a mean that stays positive is displacement. NaN without a reference
     )
     loser_excess: Tensor  # e_l - ref_e_l
+    winner_error: Tensor  # e_w
+    loser_error: Tensor  # e_l
 
     @property
     def margins(self) -> Tensor:
@@ -113,6 +115,8 @@ def diffusion_dpo(
         rejected_rewards=-0.5 * beta * loser_excess,
         winner_excess=winner_excess,
         loser_excess=loser_excess,
+        winner_error=winner_error.detach(),
+        loser_error=loser_error.detach(),
     )
 
 
@@ -137,6 +141,8 @@ def mapo(
         rejected_rewards=rejected.detach(),
         winner_excess=undefined,
         loser_excess=undefined,
+        winner_error=winner_error.detach(),
+        loser_error=loser_error.detach(),
     )
 
 

@@ -39,6 +39,8 @@ class PreferencePairs:
     loser: Sequence[int]
     prompt: Sequence[int]
     names: Sequence[str]  # of the pairs, all different: they seed the noise and stand in messages
+    gap: Sequence[float] | None = None  # by how much the reward prefers the winner; None: not known
+    folder: str = ""  # where the files lie that the names speak of, for messages
 
     def __len__(self) -> int:
         return len(self.winner)
@@ -60,7 +62,8 @@ class PairDraws(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`latents` [2, ...] winner first, `noise` [...], `timestep` [], `conditioning` by name, `pair`."""
+        """`latents` [2, ...] winner first, `noise` [...], `timestep` [], `conditioning` by name, `pair`, and
+        `gap` if known."""
         epoch, place = divmod(index, len(self.pairs))
         pair = self._order(epoch)[place]
         winner, loser, prompt = (
@@ -69,7 +72,8 @@ class PairDraws(Dataset):
         latents = torch.stack([self.pairs.latents[winner], self.pairs.latents[loser]]).float()
         conditioning = self.pairs.conditioning.rows([prompt]).tensors
         generator = torch.Generator().manual_seed(stable_seed(self.seed, self.pairs.names[pair], epoch))
-        return {
+        gap = {} if self.pairs.gap is None else {"gap": float(self.pairs.gap[pair])}
+        return gap | {
             "timestep": self.schedule.sample_timesteps(generator)[0],
             "noise": torch.randn(latents[0].shape, generator=generator),
             "latents": latents,

@@ -100,4 +100,6 @@ def preference_pairs(candidates: Artifact, pairs: Artifact) -> PreferencePairs:
             " > ".join(media_name(row["prompt_id"], row[side]) for side in ("winner", "loser"))
             for row in rows
         ],
+        gap=[row["gap"] for row in rows],
+        folder=str(candidates.folder),
     )

@@ -14,12 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler, default_collate
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from generators.adapters import Tuning
-from mpo.losses import LossOutput, denoising_error, diffusion_dpo, per_element_beta
+from mpo.losses import LossOutput, auto_beta, per_element_beta, reward_offset
 from mpo.preference_data import PairDraws, PreferencePairs
+from mpo.preference_loss import preference_loss
 from mpo.training_arguments import DiffusionDPOConfig
+from mpo.watch import Watch
+
+_NAMED = 4  # pairs that a message names at most
 
 
 class DiffusionDPOTrainer(Trainer):
@@ -42,25 +46,30 @@ class DiffusionDPOTrainer(Trainer):
         args._n_gpu = min(args.n_gpu, 1)  # one device a process; the launcher starts more processes
         self.tuning, self.pairs = tuning, pairs
         self.schedule = tuning.generator.schedule
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        draws = PairDraws(pairs, self.schedule, args.seed, args.max_steps * batch)
-        self._since_log: list[Tensor] = []
+        self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        draws = PairDraws(pairs, self.schedule, args.seed, args.max_steps * self._batch)
+        self.typical_gap = _typical_gap(pairs, args.margin_offset)
+        self._since_log: list[Tensor] = []  # metrics by micro-batch, up to the next line of the log
+        self._of_step: list[Tensor] = []  # what the watch sees by micro-batch, up to the step's end
+        self._pairs_of_step: list[int] = []  # for messages
+        self.watch = Watch(args, self._step_means)
         super().__init__(
             model=tuning.policy,
             args=args,
             train_dataset=draws,
             data_collator=default_collate,
-            callbacks=callbacks,
+            callbacks=[self.watch, *(callbacks or ())],
         )
 
-    def train(self, *args, **kwargs):
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs):
+        saved = _saved_state(resume_from_checkpoint)
+        if saved.get("stopped"):  # by the watch, at the checkpoint's step: nothing is left to train
+            self.args.max_steps = saved["global_step"]
+            self.train_dataset.length = self.args.max_steps * self._batch
         if self.is_world_process_zero():
             elements = self.pairs.latents[int(self.pairs.winner[0])].numel()
-            print(
-                f"beta {self.args.beta:g} on the mean of {elements:,} latent elements acts as "
-                f"{per_element_beta(self.args.beta, elements):.3g} per element"
-            )
-        return super().train(*args, **kwargs)
+            print(_beta_line(self.args, elements, saved.get("delta")))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None
@@ -68,6 +77,9 @@ class DiffusionDPOTrainer(Trainer):
         output = self.preference_loss(model, inputs)
         self._check_finite(output, inputs["pair"])
         self._since_log.append(torch.stack([value.mean() for value in _metrics(output).values()]))
+        delta = (output.winner_excess - output.loser_excess).abs()
+        watched = (delta, output.winner_excess, output.winner_error - output.winner_excess)
+        self._of_step.append(torch.stack([value.mean() for value in watched]))
         loss = output.loss.mean()
         return (loss, _metrics(output)) if return_outputs else loss
 
@@ -79,29 +91,63 @@ class DiffusionDPOTrainer(Trainer):
         x_t = self.schedule.add_noise(x0, noise, timesteps)
         target = self.schedule.target(x0, noise, timesteps)
         with self.accelerator.autocast():
-            with torch.no_grad(), self.tuning.reference(model) as reference:
-                ref_error = denoising_error(reference(x_t, timesteps, conditioning), target)
-            error = denoising_error(model(x_t, timesteps, conditioning), target)
-        return diffusion_dpo(
-            *error.chunk(2), *ref_error.chunk(2), beta=self.args.beta, sft_weight=self.args.sft_weight
+            ref_prediction = None
+            if self.args.loss != "mapo":
+                with torch.no_grad(), self.tuning.reference(model) as reference:
+                    ref_prediction = reference(x_t, timesteps, conditioning)
+            prediction = model(x_t, timesteps, conditioning)
+        offset = 0.0
+        if self.typical_gap is not None:
+            offset = reward_offset(inputs["gap"].to(x0), self.typical_gap, self.args.margin_offset)
+        return preference_loss(
+            self.args,
+            prediction,
+            ref_prediction,
+            target,
+            self.watch.beta,
+            self.watch.safeguard,
+            offset,
+            self.schedule.num_train_timesteps,
         )
+
+    def _step_means(self) -> tuple[float, float, float]:
+        """Of the step that ends, over its whole batch: |delta|, e_w - ref_e_w, ref_e_w."""
+        means = self.accelerator.reduce(torch.stack(self._of_step).mean(0), "mean")
+        self._of_step.clear()
+        self._pairs_of_step.clear()
+        return tuple(means.tolist())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._since_log:
             means = self.accelerator.reduce(torch.stack(self._since_log).mean(0), "mean")
-            logs |= dict(zip(_METRICS, means.tolist(), strict=True))
+            named = zip(_METRICS, means.tolist(), strict=True)
+            logs |= {name: value for name, value in named if value == value}  # NaN: not defined for this loss
+            logs |= self.watch.logs()
             self._since_log.clear()
         super().log(logs, start_time)
 
     def _check_finite(self, output: LossOutput, pair: Tensor) -> None:
+        self._pairs_of_step += pair.tolist()
         finite = output.loss.detach().isfinite()
         if not finite.all():
-            kept = last_checkpoint(self.args.output_dir)
-            names = [self.pairs.names[i] for i in pair[~finite].tolist()]
-            raise ValueError(
-                f"train: the loss of step {self.state.global_step + 1} is not finite for {', '.join(names)}; "
-                f"{f'checkpoint {kept} is kept' if kept else 'no checkpoint was written yet'}"
-            )
+            raise ValueError(self._not_finite("loss", pair[~finite].tolist()))
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None):
+        """Before the optimiser's step: a gradient that is not finite would ruin the weights."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if not self.args.fp16 and not torch.as_tensor(norm).isfinite():  # fp16's scaler skips such a step
+            raise ValueError(self._not_finite("gradient", self._pairs_of_step))
+        return norm
+
+    def _not_finite(self, what: str, pairs: list[int]) -> str:
+        names = [self.pairs.names[pair] for pair in pairs[:_NAMED]]
+        more = f" and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
+        kept = last_checkpoint(self.args.output_dir)
+        return (
+            f"train: the {what} of step {self.state.global_step + 1} is not finite for "
+            f"{', '.join(names)}{more}{self.pairs.folder and f' in {self.pairs.folder}'}; "
+            f"{f'checkpoint {kept} is kept' if kept else 'no checkpoint was written yet'}"
+        )
 
     # ---- what the Trainer would do otherwise for a model that is not a PreTrainedModel ----
 
@@ -125,6 +171,8 @@ _METRICS = (
     "rewards/margins",
     "errors/winner_excess",  # e_w - ref_e_w: displacement while it stays positive
     "errors/loser_excess",
+    "errors/winner",
+    "errors/loser",
 )
 
 
@@ -136,8 +184,45 @@ def _metrics(output: LossOutput) -> dict[str, Tensor]:
         output.margins,
         output.winner_excess,
         output.loser_excess,
+        output.winner_error,
+        output.loser_error,
     )
     return dict(zip(_METRICS, values, strict=True))
+
+
+def _beta_line(args: DiffusionDPOConfig, elements: int, delta: float | None) -> str:
+    """What beta means for this latent's size."""
+    if args.beta != "auto":
+        return (
+            f"beta {args.beta:g} on the mean of {elements:,} latent elements acts as "
+            f"{per_element_beta(args.beta, elements):.3g} per element"
+        )
+    beta = auto_beta(delta or 0.0, args.beta_target)
+    return (
+        f"beta auto: follows the typical |delta|, now {beta:.4g}, which on the mean of {elements:,} latent "
+        f"elements acts as {per_element_beta(beta, elements):.3g} per element"
+    )
+
+
+def _typical_gap(pairs: PreferencePairs, margin_offset: float) -> float | None:
+    """The mean gap of the pairs; None where no offset is wanted."""
+    if not margin_offset:
+        return None
+    if pairs.gap is None or not sum(pairs.gap) > 0:
+        raise ValueError(
+            f"train.margin_offset = {margin_offset}: must be 0 for pairs that do not say by how much the "
+            "reward prefers their winner"
+        )
+    return sum(pairs.gap) / len(pairs)
+
+
+def _saved_state(checkpoint: str | None) -> dict[str, Any]:
+    """The watch's state in a checkpoint, and its step; empty for None."""
+    if checkpoint is None:
+        return {}
+    state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+    watch = state.stateful_callbacks.get(Watch.__name__, {})
+    return watch.get("attributes", {}) | {"global_step": state.global_step}
 
 
 def _twice(tensor: Tensor) -> Tensor:

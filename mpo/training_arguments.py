@@ -3,24 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
 
-from mpo.config import TrainConfig
+from mpo.config import DISPLACEMENT, LOSSES, TrainConfig
 
 
 @dataclass
 class DiffusionDPOConfig(TrainingArguments):
     """`transformers.TrainingArguments` with the loss's settings; `max_steps` says how long to train."""
 
-    beta: float = field(default=2000.0, metadata={"help": "Strength of the reference, mean-reduced errors."})
+    loss: str = field(default="sigmoid", metadata={"help": f"One of {', '.join(LOSSES)}."})
+    beta: float | str = field(
+        default=2000.0, metadata={"help": "Strength of the reference, mean-reduced errors; or 'auto'."}
+    )
+    beta_target: float = field(default=0.2, metadata={"help": "Gradient factor that beta='auto' aims at."})
+    label_smoothing: float = field(default=0.0, metadata={"help": "Share of labels that are wrong; sigmoid."})
+    poly_alpha: float = field(default=0.0, metadata={"help": "Weight of 1 - p; poly."})
     sft_weight: float = field(default=0.0, metadata={"help": "Weight of the winner's own error in the loss."})
+    dpop_weight: float = field(default=0.0, metadata={"help": "Weight of the winner's excess in the margin."})
+    margin_offset: float = field(
+        default=0.0, metadata={"help": "Margin that a pair of typical gap must exceed."}
+    )
+    safeguard: bool = field(
+        default=False, metadata={"help": "Scale the loser's gradient, see mpo/losses.py."}
+    )
+    safeguard_mu: float = field(default=0.9, metadata={"help": "mu of the safeguard."})
+    displacement: str = field(
+        default="warn", metadata={"help": f"What to do about it: off, {', '.join(DISPLACEMENT)}."}
+    )
+    displacement_patience: int = field(
+        default=50, metadata={"help": "Steps above the threshold before that."}
+    )
+    displacement_threshold: float = field(
+        default=0.001, metadata={"help": "As a share of the reference's error."}
+    )
+    displacement_decay: float = field(default=0.98, metadata={"help": "Of the running mean, a step."})
+    displacement_factor: float = field(
+        default=0.5, metadata={"help": "Of the learning rate, for lower_rate."}
+    )
     remove_unused_columns: bool = False
     logging_nan_inf_filter: bool = False  # a loss that is not finite stops the run instead
     ddp_find_unused_parameters: bool | None = False
     report_to: str | list[str] | None = "none"
+
+
+_LOSS = (
+    "loss", "beta", "beta_target", "label_smoothing", "poly_alpha", "sft_weight", "dpop_weight",
+    "margin_offset", "safeguard", "safeguard_mu",
+)  # fmt: skip
+_BITSANDBYTES = {
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+_OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor"} | _BITSANDBYTES
 
 
 def training_arguments(
@@ -46,8 +86,7 @@ def training_arguments(
         "max_steps": train.steps,
         "per_device_train_batch_size": train.micro_batch_size,
         "gradient_accumulation_steps": train.batch_size // share,
-        "beta": train.beta,
-        "sft_weight": train.sft_weight,
+        "optim": _OPTIMIZERS[train.optimizer],
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler,
         "warmup_steps": train.warmup_steps,
@@ -62,4 +101,27 @@ def training_arguments(
         "report_to": train.report_to or "none",
         "disable_tqdm": False,
     }
+    settings |= {name: getattr(train, name) for name in _LOSS}
+    watch = train.displacement
+    action = watch.action or ("off" if train.loss == "mapo" else "warn")
+    settings |= {"displacement": action} | {
+        f"displacement_{name}": getattr(watch, name) for name in ("patience", "threshold", "decay", "factor")
+    }
+    check_optimizer(train, bool(changes.get("use_cpu")))
     return DiffusionDPOConfig(**settings | train.options | changes)
+
+
+def check_optimizer(train: TrainConfig, cpu: bool) -> None:
+    """Refuse an optimiser whose package or device is not there. ValueError, one line."""
+    if train.optimizer not in _BITSANDBYTES:
+        return
+    instead = "use adamw or adafactor"
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            f"train.optimizer = {train.optimizer!r}: needs bitsandbytes, which is not installed "
+            f"(pip install bitsandbytes); or {instead}"
+        )
+    if cpu:
+        raise ValueError(
+            f"train.optimizer = {train.optimizer!r}: needs a GPU, and this run is on the CPU; {instead}"
+        )

@@ -13,7 +13,10 @@ ALLOWED = {
     "quickstart": {"quickstart", "generators", "rewards"},
     "mpo": OURS,
 }
-PURE = ("objectives", "dominance", "rules", "draws", "pairs", "losses", "statistics")  # modules of mpo
+PURE = (  # modules of mpo
+    *("objectives", "dominance", "rules", "draws", "pairs"),
+    *("losses", "preference_loss", "statistics"),
+)
 
 
 def imports(path: Path) -> set[str]:

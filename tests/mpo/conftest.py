@@ -6,8 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from tiny_pipelines import generator_config
 from tiny_vlms import make_model
+
+from generators.build import build_generator
+from mpo.preference_data import PreferencePairs
 
 QUESTIONS = ("clear", "very clear", "the [[prompt]]", "an image", "question", "yes or no")
 
@@ -69,3 +74,15 @@ def tiny_run(tiny_inputs, tiny_pipeline) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def pairs(tiny_pipeline) -> PreferencePairs:
+    """Six pairs of two prompts' samples, the reward's gap from .1 to .6."""
+    generator = build_generator(generator_config("stable_diffusion", tiny_pipeline("stable_diffusion")))
+    conditioning = generator.encode_prompts(["a red circle", "b", "two"])
+    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    winner, loser = [0, 1, 2, 4, 5, 6], [3, 2, 3, 7, 4, 7]
+    names = [f"{a}>{b}" for a, b in zip(winner, loser, strict=True)]
+    gap = [0.1 * i for i in range(1, 7)]
+    return PreferencePairs(latents, conditioning, winner, loser, [0, 0, 0, 1, 1, 1], names, gap, "samples")

@@ -54,9 +54,18 @@ def test_resolved_yaml_reads_back_equal(base, tmp_path):
             "objectives.dims.clarity.roel=hold",
             "objectives.dims.clarity.roel: no such setting; the nearest is objectives.dims.clarity.role",
         ),
-        ("train.beta=much", "train.beta = 'much': must be a number"),
-        ("train.beta=0", "train.beta = 0.0: must be greater than 0"),
-        ("train.beta=nan", "train.beta = nan: must be greater than 0"),
+        ("train.beta=much", "train.beta = 'much': must be a number or auto"),
+        ("train.beta=true", "train.beta = True: must be a number or text"),
+        ("train.beta=0", "train.beta = 0: must be greater than 0"),
+        ("train.beta=nan", "train.beta = 'nan': must be a number or auto"),
+        ("train.learning_rate=nan", "train.learning_rate = nan: must be greater than 0"),
+        ("train.label_smoothing=0.5", "train.label_smoothing = 0.5: must be less than 0.5"),
+        ("train.loss=dpo", "train.loss = 'dpo': must be one of sigmoid, ipo, hinge, poly, mapo"),
+        ("train.displacement.action=panic", "must be one of null, off, warn, stop, lower_rate, safeguard"),
+        (
+            "train.optimizer=adam",
+            "must be one of adamw, adamw_8bit, paged_adamw, paged_adamw_8bit, adafactor",
+        ),
         ("train.steps=2.5", "train.steps = 2.5: must be a whole number"),
         (
             "train.gradient_checkpointing=maybe",
@@ -85,6 +94,33 @@ def test_what_cannot_be_is_one_line_that_names_it(base, override, message):
         load(base, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("beta=auto loss=mapo", "train.beta = 'auto': not with train.loss=mapo, which has no reference"),
+        ("beta=auto loss=ipo", "train.beta = 'auto': not with train.loss=ipo, which draws the margin"),
+        ("loss=ipo label_smoothing=0.1", "train.label_smoothing = 0.1: belongs to train.loss=sigmoid"),
+        ("loss=hinge poly_alpha=1", "train.poly_alpha = 1.0: belongs to train.loss=poly"),
+        ("loss=poly", "train.poly_alpha = 0.0: with train.loss=poly it must be set"),
+        ("loss=mapo sft_weight=1", "train.sft_weight = 1.0: not with train.loss=mapo, which has that term"),
+        ("loss=mapo safeguard=true", "train.safeguard = True: not with train.loss=mapo"),
+        ("loss=mapo displacement.action=warn", "train.displacement.action = 'warn': train.loss=mapo has no"),
+        ("safeguard=true displacement.action=safeguard", "train.safeguard=true has it on from the start"),
+    ],
+)
+def test_switches_of_the_loss_that_exclude_each_other(base, overrides, message):
+    with pytest.raises(ConfigError) as caught:
+        load(base, [f"train.{override}" for override in overrides.split()])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_beta_is_a_number_or_auto(base):
+    assert load(base, ["train.beta=auto"]).train.beta == "auto"
+    betas = [load(base, [f"train.beta={text}"]).train.beta for text in ("500", "5e2", "500.0")]
+    assert betas == [500.0] * 3 and {type(beta) for beta in betas} == {float}  # one name in the store
 
 
 @pytest.mark.parametrize(

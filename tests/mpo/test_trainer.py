@@ -1,71 +1,18 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny_pipelines import generator_config
-from transformers import TrainerCallback
+from training import KIND, Stop, assert_equal, losses, settings, trained, trainer
 
-from generators.adapters import FullTuning, LoraTuning, load_adapter
+from generators.adapters import load_adapter
 from generators.build import build_generator
-from mpo.config import LoraConfig, TrainConfig
 from mpo.preference_data import PairDraws, PreferencePairs
-from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
+from mpo.trainer import last_checkpoint
 from mpo.training_arguments import training_arguments
-
-KIND = "stable_diffusion"
-PROMPTS = ["a red circle", "b", "two"]
-
-
-@pytest.fixture(scope="module")
-def pairs(tiny_pipeline):
-    """Six pairs of two prompts' samples."""
-    generator = build_generator(generator_config(KIND, tiny_pipeline(KIND)))
-    conditioning = generator.encode_prompts(PROMPTS)
-    latents = torch.randn(8, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    winner, loser = [0, 1, 2, 4, 5, 6], [3, 2, 3, 7, 4, 7]
-    names = [f"{a}>{b}" for a, b in zip(winner, loser, strict=True)]
-    return PreferencePairs(latents, conditioning, winner, loser, [0, 0, 0, 1, 1, 1], names)
-
-
-def settings(**changes):
-    defaults = {
-        "beta": 200.0,
-        "learning_rate": 1e-3,
-        "steps": 6,
-        "batch_size": 4,
-        "micro_batch_size": 4,
-        "save_steps": 3,
-        "logging_steps": 1,
-        "lora": LoraConfig(rank=4, alpha=4),
-    }
-    return TrainConfig(**defaults | changes)
-
-
-def trainer(tiny_pipeline, pairs, folder, mode="lora", callbacks=None, dropout=0.0, seed=0, **changes):
-    generator = build_generator(generator_config(KIND, tiny_pipeline(KIND)), denoiser_only=True)
-    tuning = LoraTuning(generator, rank=4, dropout=dropout) if mode == "lora" else FullTuning(generator)
-    arguments = training_arguments(settings(**changes), folder, seed=seed, use_cpu=True, disable_tqdm=True)
-    return DiffusionDPOTrainer(tuning, arguments, pairs, callbacks)
-
-
-def trained(run):
-    return {
-        name: p.detach().clone()
-        for name, p in run.tuning.generator.model.named_parameters()
-        if p.requires_grad
-    }
-
-
-def losses(run):
-    return [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys() and len(a) > 0
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def test_draws_depend_on_seed_pair_and_visit_alone(pairs, tiny_pipeline):
@@ -163,17 +110,6 @@ def test_accumulation_changes_nothing_but_rounding(tiny_pipeline, pairs, tmp_pat
         torch.testing.assert_close(trained(split)[name], parameter, atol=2e-5, rtol=0)
 
 
-class Stop(TrainerCallback):
-    """Stops as a killed run does, after `steps` steps: no final save."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.steps:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("mode", ["lora", "full"])
 def test_a_resumed_run_equals_a_straight_one(tiny_pipeline, pairs, tmp_path, mode):
     dropout = 0.2 if mode == "lora" else 0.0  # so that the Trainer's random state matters too
@@ -244,9 +180,7 @@ def test_the_export_reproduces_the_tuned_samples(tiny_pipeline, pairs, tmp_path,
 def test_a_loss_that_is_not_finite_names_step_pair_and_checkpoint(tiny_pipeline, pairs, tmp_path):
     broken = pairs.latents.clone()
     broken[7] = math.nan  # the loser of pairs 3 and 5
-    poisoned = PreferencePairs(
-        broken, pairs.conditioning, pairs.winner, pairs.loser, pairs.prompt, pairs.names
-    )
+    poisoned = replace(pairs, latents=broken)
     run = trainer(tiny_pipeline, poisoned, tmp_path, micro_batch_size=1, batch_size=1, save_steps=1)
     order = [run.train_dataset[i]["pair"] for i in range(6)]
     at = next(i for i, pair in enumerate(order) if pair in (3, 5))
@@ -255,9 +189,27 @@ def test_a_loss_that_is_not_finite_names_step_pair_and_checkpoint(tiny_pipeline,
     message = str(error.value)
     assert "\n" not in message
     assert f"step {at + 1} " in message and pairs.names[order[at]] in message
+    assert " in samples; " in message  # the folder where the pair's files lie
     if at:
         assert f"checkpoint-{at} is kept" in message
         assert last_checkpoint(tmp_path).name == f"checkpoint-{at}"
+
+
+def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tiny_pipeline, pairs, tmp_path):
+    run = trainer(tiny_pipeline, pairs, tmp_path, save_steps=1, steps=3)
+    before, steps = trained(run), []
+
+    def poison(gradient):
+        steps.append(run.state.global_step)
+        return gradient * math.nan if steps[-1] == 1 else gradient
+
+    parameter = next(p for p in run.model.parameters() if p.requires_grad)
+    parameter.register_hook(poison)
+    with pytest.raises(ValueError, match=r"the gradient of step 2 is not finite for .*checkpoint-1 is kept"):
+        run.train()
+    after = trained(run)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert not all(torch.equal(after[name], before[name]) for name in after)
 
 
 def test_activation_checkpointing_changes_memory_not_the_result(tiny_pipeline, pairs, tmp_path):
