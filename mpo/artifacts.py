@@ -166,7 +166,7 @@ def _name(
         "pair",
         scores=scored.name,
         objectives=asdict(config.objectives),
-        pairs=asdict(config.pairs),
+        pairs=asdict(config.pairs) | {"candidates": config.pairs.candidates or config.generate.candidates},
         seed=config.seed,
     )
     training = made("train", pairs=pairs.name, train=_settings(config.train, *_UNSEEN), seed=config.seed)

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from mpo import cli_learn, cli_release, cli_rewards
+from mpo import cli_control, cli_learn, cli_release, cli_rewards
 from mpo.config import STAGES, ConfigError, RunConfig, load
 from mpo.store import locked
 
@@ -139,6 +139,7 @@ def build(
     train_judge.main(folder / "judge", folder / "generator", seed)
 
 
+cli_control.register(app)
 cli_rewards.register(app)
 cli_release.register(app, checklist)
 cli_learn.register(app, checklist)

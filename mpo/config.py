@@ -28,6 +28,7 @@ DISPLACEMENT = ("warn", "stop", "lower_rate", "safeguard")  # what to do about i
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor")
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
+_DIMS = "objectives.dims."
 
 
 def one_of(default: str | None, *allowed: str | None) -> Any:
@@ -127,6 +128,7 @@ class PairsConfig:
     select: str = one_of("all", "all", "top", "best_worst")
     k: int = number(4, least=1)  # pairs a prompt for select=top
     cap: int | None = number(None, least=1)  # most pairs kept a prompt
+    candidates: int | None = number(None, least=2)  # only the first so many of each prompt; None: all
 
 
 @dataclass
@@ -256,9 +258,22 @@ def _read_overrides(overrides: Sequence[str]) -> Any:
     for override in overrides:
         if not override.partition("=")[1] or override.startswith("="):
             raise ConfigError(f"override {override!r}: must be key=value, as in train.beta=500")
-    layer = OmegaConf.from_dotlist(list(overrides))
+    layer = OmegaConf.from_dotlist([override for override in overrides if not override.startswith(_DIMS)])
+    for override in overrides:
+        if override.startswith(_DIMS):
+            layer = OmegaConf.merge(layer, _objective_override(override))
     _check_keys(OmegaConf.to_container(layer), RunConfig, "")
     return layer
+
+
+def _objective_override(override: str) -> Any:
+    """An override under objectives.dims, whose names may hold dots: objectives.dims.dynamic.*.role=hold."""
+    key, _, value = override.removeprefix(_DIMS).partition("=")
+    entry, _, setting = key.rpartition(".")
+    value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    if not entry or isinstance(value, dict):  # a whole entry: objectives.dims.dynamic={role: hold}
+        return OmegaConf.create({"objectives": {"dims": {key: value}}})
+    return OmegaConf.create({"objectives": {"dims": {entry: {setting: value}}}})
 
 
 def _check_keys(node: Any, kind: type, prefix: str) -> None:

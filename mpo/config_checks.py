@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mpo.config import RunConfig, TrainConfig
+    from mpo.config import ObjectiveConfig, RunConfig, TrainConfig
 
 
 class ConfigError(ValueError):
@@ -19,6 +19,13 @@ def check(config: RunConfig) -> None:
     _check_bounds(config, "")
     if not Path(config.name).name == config.name or config.name in (".", ".."):
         raise ConfigError(f"name = {config.name!r}: must be a plain folder name, without '/'")
+    for name, entry in config.objectives.dims.items():
+        _check_objective(f"objectives.dims.{name}", entry)
+    most = config.generate.candidates
+    if config.pairs.candidates is not None and config.pairs.candidates > most:
+        raise ConfigError(
+            f"pairs.candidates = {config.pairs.candidates}: must be at most generate.candidates = {most}"
+        )
     _check_loss(config.train)
     batch, micro = config.train.batch_size, config.train.micro_batch_size
     if batch % micro:
@@ -60,6 +67,19 @@ def _check_loss(train: TrainConfig) -> None:
     if train.safeguard and action == "safeguard":
         raise ConfigError(
             "train.displacement.action = 'safeguard': train.safeguard=true has it on from the start"
+        )
+
+
+def _check_objective(name: str, entry: ObjectiveConfig) -> None:
+    """Refuse what a role makes no use of, so that no setting is without effect."""
+    if entry.role != "improve" and entry.margin > 0:
+        raise ConfigError(
+            f"{name}.margin = {entry.margin:g}: only for role = improve, and this one's is {entry.role}"
+        )
+    if entry.margin > 0 and entry.tolerance is not None:
+        raise ConfigError(
+            f"{name}: margin = {entry.margin:g} asks for a rise and tolerance = {entry.tolerance:g} allows "
+            "a fall; set one of them"
         )
 
 

@@ -18,6 +18,7 @@ from mpo.config import ObjectiveConfig
 
 # Smaller differences are rounding, not preference: the same answers summed in another order compare as equal.
 ROUNDING = 1e-9
+FINER = ("dimension", "subdimension", "question")  # each level is the sum of its parts on the next
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Objectives:
     def __getitem__(self, prompts: slice | Tensor) -> Objectives:
         """The same objectives for some of the prompts."""
         return replace(self, values=self.values[prompts], total=self.total[prompts])
+
+    @property
+    def spread(self) -> Tensor:
+        """[] the widest difference of totals within a prompt; 0 where nothing is scored."""
+        low, high = (self.total.nan_to_num(fill) for fill in (torch.inf, -torch.inf))
+        return (high.amax(1) - low.amin(1)).amax().clamp(min=0.0)
 
     @property
     def valid(self) -> Tensor:
@@ -97,36 +104,102 @@ def at_granularity(
 ) -> Objectives:
     """The objectives at `granularity` from level -> (names, scores [P, N, K]).
 
-    The total is that of the dimensions, so that their roles and weights count in it too.
+    The total is that of the dimensions, so that their roles and weights count in it too. An entry of `dims`
+    that names something finer than the granularity makes it an objective of its own; what it is a part of
+    is then the sum of its other parts. Raises ValueError as `objectives` and `parts` do.
     """
-    names, scores = levels["dimension" if granularity == "total" else granularity]
-    found = objectives(scores, names, dims, tolerance)
-    return only_total(found) if granularity == "total" else found
+    names = {level: found for level, (found, _) in levels.items()}
+    columns = {
+        name: levels[level][1][..., k]
+        for level in FINER
+        if level in names
+        for k, name in enumerate(names[level])
+    }
+    found = parts(names, granularity, dims)
+    scores = [columns[name] - sum(columns[part] for part in taken) for name, taken in found.items()]
+    made = objectives(torch.stack(scores, -1), list(found), dims, tolerance)
+    return only_total(made) if granularity == "total" else made
+
+
+def parts(
+    names: Mapping[str, Sequence[str]], granularity: str, dims: Mapping[str, ObjectiveConfig]
+) -> dict[str, list[str]]:
+    """Objective -> what was taken out of it, from level -> names; in order, each part after its whole.
+
+    Raises ValueError, with the nearest name, for an entry of `dims` that no level has.
+    """
+    top = "dimension" if granularity == "total" else granularity
+    levels = [level for level in FINER[FINER.index(top) :] if level in names]
+    found: dict[str, list[str]] = {name: [] for name in names[top]}
+    unmet = [entry for entry in dims if not any(_fits(entry, name) for name in found)]
+    for level in levels[1:]:
+        finer = [name for name in names[level] if any(_fits(entry, name) for entry in unmet)]
+        unmet = [entry for entry in unmet if not any(_fits(entry, name) for name in finer)]
+        for name in finer:
+            whole = next(above for above in _path(name)[1:] if above in found)
+            found[whole].append(name)
+            found[name] = []
+        gone = [
+            whole
+            for whole, taken in found.items()
+            if taken and set(taken) == {name for name in names[level] if whole in _path(name)}
+        ]
+        found = {name: taken for name, taken in found.items() if name not in gone}
+    if unmet:
+        every = [name for level in FINER if level in names for name in names[level]]
+        raise ValueError(_unknown(unmet[0], every, names[top]))
+    order = [name for top_name in names[top] for name in found if top_name in _path(name)]
+    return {name: found[name] for name in order}
 
 
 def settings_by_name(names: Sequence[str], dims: Mapping[str, ObjectiveConfig]) -> list[ObjectiveConfig]:
     """The settings of each of `names`, which may be paths such as `quality.clarity`.
 
-    An entry of `dims` fits the name itself, its last part, everything below it (`quality`) and what its
-    pattern matches (`quality.*`); an exact name goes before a pattern or an ancestor, then the longer entry
-    before the shorter. Raises ValueError, with the nearest name, for an entry that fits none.
+    An entry of `dims` fits the name itself, its last part, and what its pattern matches (`quality.*`), and
+    everything below what it fits; one for the name itself goes before a pattern or an ancestor's, then the
+    longer entry before the shorter. Raises ValueError, with the nearest name, for an entry that fits none.
     """
     fitting = [_entries_for(name, dims) for name in names]
     for entry in dims:
         if not any(entry in entries for entries in fitting):
-            nearest = max(names, key=lambda name: SequenceMatcher(None, entry, name).ratio())
-            raise ValueError(
-                f"objectives.dims.{entry}: there is no such objective; the nearest is {nearest}, "
-                f"all are {', '.join(names)}"
-            )
+            raise ValueError(_unknown(entry, names, names))
     return [dims[entries[0]] if entries else ObjectiveConfig() for entries in fitting]
+
+
+def general_slack(names: Sequence[str], dims: Mapping[str, ObjectiveConfig]) -> list[bool]:
+    """For each of `names` whether it follows the general tolerance: it has no slack or margin itself."""
+    found = [next((dims[entry] for entry in _entries_for(name, dims)), ObjectiveConfig()) for name in names]
+    return [setting.tolerance is None and setting.margin == 0 for setting in found]
 
 
 def _entries_for(name: str, dims: Mapping[str, ObjectiveConfig]) -> list[str]:
     """The entries of `dims` that fit `name`, the one that counts first."""
     exact = [entry for entry in dims if entry in (name, name.rpartition(".")[2])]
-    broad = [entry for entry in dims if name.startswith(f"{entry}.") or fnmatchcase(name, entry)]
+    broad = [entry for entry in dims if entry not in exact and _fits(entry, name)]
     return sorted(exact, key=len, reverse=True) + sorted(broad, key=len, reverse=True)
+
+
+def _fits(entry: str, name: str) -> bool:
+    """Whether an entry of `dims` says something about `name`: itself or what it is part of."""
+    return any(entry in (at, at.rpartition(".")[2]) or fnmatchcase(at, entry) for at in _path(name))
+
+
+def _path(name: str) -> list[str]:
+    """The name and all that it is part of, nearest first: a.b.c, a.b, a."""
+    steps = name.split(".")
+    return [".".join(steps[:depth]) for depth in range(len(steps), 0, -1)]
+
+
+def _unknown(entry: str, every: Sequence[str], shown: Sequence[str]) -> str:
+    """One line about an entry that fits none of `every`."""
+
+    def likeness(name: str) -> float:
+        return max(SequenceMatcher(None, entry, text).ratio() for text in (name, name.rpartition(".")[2]))
+
+    return (
+        f"objectives.dims.{entry}: there is no such objective; the nearest is {max(every, key=likeness)}, "
+        f"all are {', '.join(shown)}" + (" and their parts" if len(every) > len(shown) else "")
+    )
 
 
 def by_prompt(prompts: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:

@@ -1,10 +1,6 @@
-"""Which dominating pairs to keep, and what a choice of granularity and margin would yield. Pure."""
+"""Which pairs to keep of those that a rule prefers. Pure."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +8,7 @@ from torch import Tensor
 from mpo.config import PairsConfig
 from mpo.dominance import Pairs, tally
 from mpo.draws import draws
-from mpo.objectives import ROUNDING, Objectives
+from mpo.objectives import Objectives
 from mpo.rules import preferred_pairs
 
 
@@ -58,115 +54,6 @@ def first_per_prompt(pairs: Pairs, k: int, *keys: Tensor) -> Pairs:
     return pairs[order[rank < k].sort().values]
 
 
-@dataclass(frozen=True)
-class Yield:
-    """What dominance at one granularity, margin and number of candidates gives, before any selection."""
-
-    granularity: str
-    margin: float
-    candidates: int  # places a prompt
-    pairs: int  # dominating pairs
-    share: float  # of all pairs of two scored candidates
-    pairs_per_prompt: float
-    prompts_without: int
-    blocks: dict[str, float]  # objective -> share of the pairs wide enough in total that it stops
-    blocks_alone: dict[str, float]  # ... that nothing else stops
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Correlation of one granularity's objectives within prompts; NaN where an objective is constant."""
-
-    granularity: str
-    names: tuple[str, ...]
-    correlation: Tensor  # [K, K]
-
-
-@dataclass(frozen=True)
-class YieldReport:
-    prompts: int
-    candidates: int  # places a prompt
-    missing: int  # of P x N, without a score
-    rows: tuple[Yield, ...]
-    agreement: tuple[Agreement, ...]
-
-    def to_dict(self) -> dict:
-        """Ready for JSON: undefined correlations are None."""
-        return {
-            "prompts": self.prompts,
-            "candidates": self.candidates,
-            "missing": self.missing,
-            "rows": [asdict(row) for row in self.rows],
-            "agreement": [
-                {
-                    "granularity": entry.granularity,
-                    "names": list(entry.names),
-                    "correlation": [
-                        [None if math.isnan(r) else r for r in row] for row in entry.correlation.tolist()
-                    ],
-                }
-                for entry in self.agreement
-            ],
-        }
-
-
-def yield_report(
-    by_granularity: Mapping[str, Objectives],
-    margins: Sequence[float],
-    counts: Sequence[int] = (),
-    seed: int = 0,
-) -> YieldReport:
-    """What each granularity yields at each margin, and how far its objectives agree.
-
-    Rows come for all candidates, then for as many as each of `counts`, drawn by `seed` from the scored.
-    """
-    valid = next(iter(by_granularity.values())).valid
-    smaller = sorted((count for count in counts if 2 <= count < valid.shape[1]), reverse=True)
-    return YieldReport(
-        prompts=valid.shape[0],
-        candidates=valid.shape[1],
-        missing=int((~valid).sum()),
-        rows=tuple(
-            row
-            for name, level in by_granularity.items()
-            for sample in (level, *(subsample(level, count, seed) for count in smaller))
-            for row in _yields(name, sample, margins)
-        ),
-        agreement=tuple(
-            Agreement(name, level.names, agreement(level.values)) for name, level in by_granularity.items()
-        ),
-    )
-
-
-def subsample(objectives: Objectives, count: int, seed: int) -> Objectives:
-    """`count` candidates of each prompt, drawn from those that have scores, the same at every granularity."""
-    P, N = objectives.total.shape
-    places = torch.arange(P)[:, None].expand(P, N), torch.arange(N).expand(P, N)
-    keys = draws(seed, *places).masked_fill(~objectives.valid, torch.iinfo(torch.int64).max)
-    drawn = keys.argsort(1)[:, :count]
-    return replace(
-        objectives,
-        values=objectives.values.take_along_dim(drawn[..., None], 1),
-        total=objectives.total.take_along_dim(drawn, 1),
-    )
-
-
-def agreement(values: Tensor) -> Tensor:
-    """[K, K] Pearson correlation of values [P, N, K] within prompts, each prompt's own mean taken off.
-
-    Only differences within a prompt make pairs, so prompts that are easy on all counts must not look like
-    agreement.
-    """
-    centred = (values - values.nanmean(1, keepdim=True)).flatten(0, 1)
-    centred = centred[~centred.isnan().any(1)]
-    covariance = centred.T @ centred
-    variance = covariance.diagonal()
-    constant = variance <= len(centred) * ROUNDING**2
-    return covariance / torch.outer(variance, variance).sqrt().masked_fill(
-        constant | constant[:, None], torch.nan
-    )
-
-
 def explain_no_pairs(objectives: Objectives, rule: str, margin: float) -> str:
     """One line: why the rule prefers no candidate, which objectives stop most pairs, and what to relax."""
     counts = tally(objectives, [margin])
@@ -194,26 +81,6 @@ def explain_no_pairs(objectives: Objectives, rule: str, margin: float) -> str:
         f"raise pairs.tolerance or {first}.tolerance, set {first}.role=ignore, "
         f"or choose a coarser objectives.granularity"
     )
-
-
-def _yields(granularity: str, objectives: Objectives, margins: Sequence[float]) -> list[Yield]:
-    counts = tally(objectives, margins)
-    prompts, candidates = objectives.total.shape
-    wide = counts.wide.clamp(min=1)[:, None]
-    return [
-        Yield(
-            granularity=granularity,
-            margin=margin,
-            candidates=candidates,
-            pairs=int(counts.dominating[g]),
-            share=int(counts.dominating[g]) / max(counts.comparable, 1),
-            pairs_per_prompt=int(counts.dominating[g]) / prompts,
-            prompts_without=int(counts.prompts_without[g]),
-            blocks=dict(zip(objectives.names, (counts.blocks / wide)[g].tolist(), strict=True)),
-            blocks_alone=dict(zip(objectives.names, (counts.blocks_alone / wide)[g].tolist(), strict=True)),
-        )
-        for g, margin in enumerate(margins)
-    ]
 
 
 def _rounded(scores: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any
 import diffusers
 import transformers
 from accelerate import PartialState
-from torch import Tensor
 from tqdm import tqdm
 
 from generators.adapters import FullTuning, LoraTuning
@@ -20,18 +19,18 @@ from mpo.artifacts import Run
 from mpo.config import GRANULARITIES, STAGES, RunConfig
 from mpo.evaluate import evaluation
 from mpo.models import Models
-from mpo.objectives import Objectives, at_granularity, settings_by_name
-from mpo.pairs import choose_pairs, yield_report
+from mpo.objectives import at_granularity, parts
+from mpo.pairs import choose_pairs
 from mpo.processes import join, make, share
 from mpo.samples import preference_pairs, sample_shard
-from mpo.scores import paths, read_scores, write_names, write_scores
+from mpo.scores import first_candidates, paths, read_scores, write_names, write_scores
 from mpo.store import Artifact, disk_errors, read_table, write_bytes, write_json, write_table
 from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
 from mpo.training_arguments import training_arguments
+from mpo.yields import MARGINS, yield_report
 from rewards import load_checklist
 
 PAIRS = {"prompt_id": "int64", "winner": "int64", "loser": "int64", "gap": "double"}
-MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)  # of the yield report, times pairs.margin
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ def check(run: Run) -> None:
     """Refuse what the checklist and the objectives cannot be, before anything is sampled."""
     reward, objectives = run.config.reward, run.config.objectives
     checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
-    names = paths(checklist)["dimension" if objectives.granularity == "total" else objectives.granularity]
-    settings_by_name(names, objectives.dims)
+    parts(paths(checklist), objectives.granularity, objectives.dims)
 
 
 def generate(
@@ -139,7 +137,9 @@ def pair(session: Session) -> None:
         if table.missing:
             prompt, candidate, reason = table.missing[0]
             print(f"{len(table.missing)} candidates without a score, as {prompt}-{candidate}: {reason}")
-        by_granularity = _objectives(table.levels, config)
+        levels = first_candidates(table.levels, config.pairs.candidates)
+        dims, tolerance = config.objectives.dims, config.pairs.tolerance
+        by_granularity = {name: at_granularity(levels, name, dims, tolerance) for name in GRANULARITIES}
         chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, config.seed)
         margins = [factor * config.pairs.margin for factor in MARGINS]
         write_json(artifacts.pairs.folder / "yield.json", yield_report(by_granularity, margins).to_dict())
@@ -151,22 +151,6 @@ def pair(session: Session) -> None:
         return {"pairs": len(chosen), "prompts": len(chosen.prompt.unique())}
 
     make(artifacts.pairs, session.process, work)
-
-
-def _objectives(
-    levels: Mapping[str, tuple[Sequence[str], Tensor]], config: RunConfig
-) -> dict[str, Objectives]:
-    """The objectives at the run's granularity, and at the others where `objectives.dims` has a meaning."""
-    found = {}
-    for granularity in GRANULARITIES:
-        try:
-            found[granularity] = at_granularity(
-                levels, granularity, config.objectives.dims, config.pairs.tolerance
-            )
-        except ValueError:
-            if granularity == config.objectives.granularity:
-                raise
-    return found
 
 
 def train(session: Session) -> None:

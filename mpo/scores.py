@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rewards.checklist import Checklist
     from rewards.scorecard import Scorecard
 
+Levels = dict[str, tuple[tuple[str, ...], Tensor]]  # level -> names, scores [P, N, K]
+
 NAMES = "levels.json"
 _COLUMNS = {"dimension": "dimensions", "subdimension": "subdimensions", "question": "questions"}
 _SCHEMA = {
@@ -38,10 +40,18 @@ _SCHEMA = {
 class ScoreTable:
     """All scores of one artifact, float64, NaN where missing."""
 
-    levels: dict[str, tuple[tuple[str, ...], Tensor]]  # level -> names, [P, N, K]
+    levels: Levels
     asked: tuple[str, ...]  # ids of the questions
     p_yes: Tensor  # [P, N, Q]
     missing: list[tuple[int, int, str]]  # prompt, candidate, reason
+
+
+def first_candidates(levels: Levels, count: int | None) -> Levels:
+    """The same levels [P, N, K] with only the first `count` candidates of each prompt; None: with all.
+
+    A candidate depends on its own seed alone, so these are what a run with so few candidates would have.
+    """
+    return {level: (names, scores[:, :count]) for level, (names, scores) in levels.items()}
 
 
 def paths(checklist: Checklist) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ ALLOWED = {
     "mpo": OURS,
 }
 PURE = (  # modules of mpo
-    *("objectives", "dominance", "rules", "draws", "pairs"),
+    *("objectives", "dominance", "rules", "draws", "pairs", "yields"),
     *("losses", "preference_loss", "statistics"),
 )
 

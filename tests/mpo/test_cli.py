@@ -11,6 +11,7 @@ from killing import complaint, start
 from mpo import cli
 from mpo.artifacts import resolve
 from mpo.config import load
+from mpo.store import read_table
 
 
 @pytest.fixture
@@ -92,6 +93,7 @@ def test_help_teaches_by_example(mpo):
         (["run"], "mpo run configs/quickstart.yaml --until pair"),
         (["plan"], "mpo plan configs/quickstart.yaml"),
         (["show"], "mpo show runs/quickstart"),
+        (["pairs"], "mpo pairs configs/quickstart.yaml"),
         (["quickstart", "build"], "mpo quickstart build"),
     ]:
         code, out, _ = mpo(*words, "--help")
@@ -159,3 +161,42 @@ def test_show_tells_what_is_there(finished, mpo, tiny_run, tmp_path):
     code, _, err = mpo("show", tmp_path / "nowhere")
     assert code == 2
     assert "no run there" in err
+
+
+def test_pairs_shows_every_choice_over_what_is_scored(finished, mpo, tmp_path):
+    code, out, _ = mpo("pairs", finished, "--to", tmp_path / "yield", "--counts", "2,3", "--margins", "0.05")
+    assert code == 0
+    assert "43% of all pairs would be 2.6 a prompt of 6; the paper kept 43 % with 8 candidates" in out
+    rows = (tmp_path / "yield" / "yield.csv").read_text().splitlines()
+    assert rows[0].startswith("granularity,margin,candidates,pairs,share,")
+    assert len(rows) == 1 + 4 * 3 * 2  # granularities, counts 4, 3 and 2, margins .05 and .1
+    kept = json.loads((resolve(load(finished)).artifacts.pairs.folder / "done.json").read_text())["pairs"]
+    assert [row for row in rows if row.startswith(f"dimension,0.1,4,{kept},")]  # what the run itself found
+    assert (tmp_path / "yield" / "yield.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_pairs_of_a_half_scored_run_counts_the_scored_prompts(finished, mpo, tmp_path):
+    folder = shutil.copytree(finished.parent, tmp_path / "copy", symlinks=True)
+    places = [f"store={folder / 'store'}", f"run_dir={folder / 'run'}"]
+    scores = resolve(load(finished, places)).artifacts.scores
+    scores.shard("scores", 1).unlink()  # prompts 2 and 3 of 5
+    out = mpo("pairs", finished, *places)[1]
+    assert "2 prompts have no scores yet and are not counted" in out and "pairs of 3 prompts with 4" in out
+    shutil.rmtree(scores.folder)
+    code, _, err = mpo("pairs", finished, *places)
+    assert code == 2 and "nothing is scored yet" in err
+    assert mpo("pairs", finished, "--share", "1.5")[2] == "mpo: --share 1.5: must be above 0 and at most 1\n"
+
+
+def test_fewer_candidates_find_the_pairs_that_so_few_would_have(finished, tmp_path):
+    places = [f"run_dir={tmp_path / 'run'}"]
+    found = {}
+    for change in ("generate.candidates=3", "pairs.candidates=3"):
+        assert start(finished, *places, change, "--until", "pair") == 0
+        made = resolve(load(finished, [change])).artifacts
+        found[change] = [tuple(row.values())[:3] for row in read_table(made.pairs.folder / "pairs.parquet")]
+    first, second = found.values()
+    assert first == second and first
+    shared = resolve(load(finished)).artifacts
+    assert resolve(load(finished, ["pairs.candidates=3"])).artifacts.scores == shared.scores
+    assert resolve(load(finished, ["pairs.candidates=4"])).artifacts.pairs == shared.pairs

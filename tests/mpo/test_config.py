@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mpo.config import ConfigError, load, to_yaml
+from mpo.config import ConfigError, ObjectiveConfig, load, to_yaml
 
 BASE = """
 name: trial
@@ -35,6 +35,15 @@ def test_one_entry_of_a_mapping_can_be_overridden(base):
     assert config.objectives.dims["colour aesthetic"].role == "hold"
     assert config.objectives.dims["clarity"].weight == 2.0
     assert config.objectives.dims["clarity"].role == "improve"
+
+
+def test_names_of_objectives_may_hold_dots_and_patterns(base):
+    overrides = ["objectives.dims.dynamic.*.role=hold", "objectives.dims.dynamic.*.tolerance=0.2"]
+    dims = load(base, [*overrides, "objectives.dims.a.b={weight: 2}"]).objectives.dims
+    assert dims == {
+        "dynamic.*": ObjectiveConfig(role="hold", tolerance=0.2),
+        "a.b": ObjectiveConfig(weight=2.0),
+    }
 
 
 def test_resolved_yaml_reads_back_equal(base, tmp_path):
@@ -84,6 +93,13 @@ def test_resolved_yaml_reads_back_equal(base, tmp_path):
         ("pairs.margin=-1", "pairs.margin = -1.0: must be greater than 0"),
         ("train.batch_size=12", "train.batch_size = 12: must be a multiple of train.micro_batch_size = 8"),
         ("name=a/b", "name = 'a/b': must be a plain folder name"),
+        ("pairs.candidates=9", "pairs.candidates = 9: must be at most generate.candidates = 8"),
+        ("objectives.dims.a.b.*.rule=hold", "objectives.dims.a.b.*.rule: no such setting; the nearest is"),
+        (
+            "objectives.dims.a.b={role: hold, margin: 1}",
+            "objectives.dims.a.b.margin = 1: only for role = improve",
+        ),
+        ("objectives.dims.a={tolerance: 1, margin: 1}", "objectives.dims.a: margin = 1 asks for a rise"),
         ("run_dir=${nothing}", "run_dir: Interpolation key 'nothing' not found"),
         ("train.beta", "override 'train.beta': must be key=value"),
         ("=3", "override '=3': must be key=value"),

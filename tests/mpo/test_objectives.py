@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from mpo.config import ObjectiveConfig
-from mpo.objectives import at_granularity, by_prompt, objectives, only_total, settings_by_name
+from mpo.objectives import (
+    at_granularity,
+    by_prompt,
+    general_slack,
+    objectives,
+    only_total,
+    parts,
+    settings_by_name,
+)
 
 NAN = float("nan")
 HOLD = ObjectiveConfig(role="hold", tolerance=0.2)
@@ -98,3 +106,74 @@ def test_rows_become_a_table_with_nan_where_there_is_none():
     table = by_prompt(torch.tensor([1, 0, 1]), torch.tensor([2, 0, 0]), torch.tensor([[1.0], [2.0], [3.0]]))
     expected = torch.tensor([[2.0, NAN, NAN], [3.0, NAN, 1.0]], dtype=torch.float64)[..., None]
     assert torch.equal(table.nan_to_num(-1), expected.nan_to_num(-1))
+
+
+NAMES = {
+    "dimension": ("quality", "dynamic"),
+    "subdimension": ("quality.clarity", "quality.colour", "dynamic.camera", "dynamic.object"),
+    "question": (
+        "quality.clarity.sharp",
+        "quality.clarity.very",
+        "quality.colour.vivid",
+        "dynamic.camera.pan",
+        "dynamic.object.walks",
+    ),
+}
+
+
+def three_levels(questions):
+    """Levels of NAMES from the questions' scores [P, N, 5]: each level the sum of its parts."""
+
+    def sums(names):
+        below = [[q.startswith(f"{name}.") for q in NAMES["question"]] for name in names]
+        return questions @ torch.tensor(below, dtype=torch.float64).T
+
+    return {
+        level: (NAMES[level], sums(NAMES[level]) if level != "question" else questions) for level in NAMES
+    }
+
+
+def test_what_is_finer_than_the_granularity_is_taken_out_of_what_it_is_part_of():
+    questions = torch.tensor([[[1.0, 2.0, 4.0, 8.0, 16.0], [0.0, 0.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    found = at_granularity(three_levels(questions), "dimension", {"clarity": HOLD})
+    assert found.names == ("quality", "quality.clarity", "dynamic")
+    assert found.values[0, 0].tolist() == [4.0, 3.0, 24.0]  # the rest of quality is colour
+    assert found.total[0, 0] == 28.0 and found.least.tolist() == [0.0, -0.2, 0.0]
+    total = at_granularity(three_levels(questions), "total", {"clarity": HOLD})
+    assert total.names == ("total", "quality.clarity") and total.values[0, 0].tolist() == [28.0, 3.0]
+
+
+def test_a_whole_whose_parts_are_all_taken_out_is_no_objective():
+    assert list(parts(NAMES, "dimension", {"dynamic.*": HOLD})) == [
+        "quality",
+        "dynamic.camera",
+        "dynamic.object",
+    ]
+    assert list(parts(NAMES, "dimension", {"dynamic": HOLD})) == ["quality", "dynamic"]
+    assert list(parts(NAMES, "subdimension", {"*.very": HOLD}))[:2] == [
+        "quality.clarity",
+        "quality.clarity.very",
+    ]
+
+
+def test_every_entry_has_a_meaning_at_every_granularity():
+    """`clarity` says the same of the questions below it as of itself."""
+    questions = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    dims = {"clarity": ObjectiveConfig(role="ignore"), "dynamic.*": HOLD}
+    found = {name: at_granularity(three_levels(questions), name, dims) for name in ("total", *NAMES)}
+    for one in found.values():
+        assert torch.allclose(one.total, questions[..., 2])
+        assert not any("clarity" in name for name in one.names)
+    assert found["question"].names == ("quality.colour.vivid", "dynamic.camera.pan", "dynamic.object.walks")
+
+
+def test_a_name_that_no_level_has_is_refused_with_the_nearest_of_all():
+    with pytest.raises(ValueError, match=r"objectives\.dims\.clarty: .*the nearest is quality\.clarity"):
+        parts(NAMES, "dimension", {"clarty": HOLD})
+    with pytest.raises(ValueError, match="dims.dynamics.*: there is no such objective"):
+        parts(NAMES, "question", {"dynamics.*": HOLD})
+
+
+def test_only_objectives_without_slack_of_their_own_follow_the_general_one():
+    dims = {"a": HOLD, "b": ObjectiveConfig(margin=0.1), "c": ObjectiveConfig(weight=2.0)}
+    assert general_slack(("total", "a", "b", "c"), dims) == [True, False, False, True]

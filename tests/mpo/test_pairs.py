@@ -1,13 +1,12 @@
-import json
 from itertools import combinations
 
 import pytest
 import torch
 
-from mpo.config import ObjectiveConfig, PairsConfig
+from mpo.config import PairsConfig
 from mpo.dominance import Pairs, dominating_pairs
 from mpo.objectives import objectives
-from mpo.pairs import agreement, choose_pairs, select, subsample, yield_report
+from mpo.pairs import choose_pairs, select
 
 NAN = float("nan")
 
@@ -93,65 +92,3 @@ def test_no_pair_for_want_of_dominance_names_the_binding_dimensions():
     message = str(error.value)
     assert "2 differ by pairs.margin" in message and "b (100%), c (50%)" in message and "a (" not in message
     assert "objectives.dims.b.tolerance" in message and "\n" not in message
-
-
-def test_the_yield_report_counts_pairs_and_names_what_blocks():
-    # prompt 0: (0,1) dominates with gap 2. prompt 1: gap 2, stopped by b.
-    two = level([[2.0, 0.0], [0.0, 0.0], [NAN, NAN]], [[3.0, 0.0], [0.0, 1.0], [NAN, NAN]])
-    report = yield_report({"dimension": two}, [1.0, 3.0])
-    assert (report.prompts, report.candidates, report.missing) == (2, 3, 2)
-    near, far = report.rows
-    assert (near.granularity, near.margin, near.candidates) == ("dimension", 1.0, 3)
-    assert (near.pairs, near.prompts_without) == (1, 1)
-    assert near.share == 1 / 2 and near.pairs_per_prompt == 0.5
-    assert near.blocks == {"a": 0.0, "b": 0.5} and near.blocks_alone == {"a": 0.0, "b": 0.5}
-    assert (far.pairs, far.prompts_without, far.blocks) == (0, 2, {"a": 0.0, "b": 0.0})
-
-
-def test_the_yield_report_is_json_with_none_for_undefined_correlations():
-    constant = level([[2.0, 7.0], [0.0, 7.0]])
-    content = json.loads(json.dumps(yield_report({"dimension": constant}, [1.0]).to_dict(), allow_nan=False))
-    assert content["agreement"][0]["correlation"] == [[1.0, None], [None, None]]
-    assert content["rows"][0]["blocks"] == {"a": 0.0, "b": 0.0}
-
-
-def test_agreement_is_the_correlation_within_prompts():
-    # within each prompt b = -a; between prompts both rise together, which must not count
-    values = torch.tensor([[[0.0, 1.0], [1.0, 0.0]], [[100.0, 101.0], [101.0, 100.0]]], dtype=torch.float64)
-    assert torch.allclose(agreement(values), torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64))
-
-
-def test_agreement_leaves_missing_candidates_out():
-    values = torch.tensor([[[0.0, 0.0], [1.0, 2.0], [NAN, NAN]]], dtype=torch.float64)
-    assert torch.allclose(agreement(values), torch.ones(2, 2, dtype=torch.float64))
-
-
-def test_a_held_objective_can_block():
-    hold = level([[2.0, 0.0], [0.0, 1.0]], dims={"b": ObjectiveConfig(role="hold")})
-    assert yield_report({"dimension": hold}, [1.0]).rows[0].blocks == {"a": 0.0, "b": 1.0}
-
-
-def test_fewer_candidates_are_drawn_from_those_with_scores():
-    many = level(*[[[1.0], [NAN], [2.0], [3.0], [NAN]]] * 300)
-    two = subsample(many, 2, seed=0)
-    assert two.total.shape == (300, 2) and two.valid.all()
-    seen = [tuple(sorted(pair)) for pair in two.total.tolist()]
-    assert all(seen.count(pair) > 70 for pair in [(1, 2), (1, 3), (2, 3)])  # 100 each, give or take 8
-    assert torch.equal(two.values[..., 0], two.total)  # values and totals of the same candidates
-    assert subsample(many, 4, seed=0).valid.sum(1).tolist() == [3] * 300  # there are no more
-    assert torch.equal(subsample(many, 2, seed=0).total, two.total)
-    assert not torch.equal(subsample(many, 2, seed=1).total, two.total)
-
-
-def test_the_share_of_pairs_does_not_depend_on_the_number_of_candidates():
-    torch.manual_seed(0)
-    scored = objectives(torch.randn(3000, 8, 2), "ab", {})
-    report = yield_report({"dimension": scored}, [0.1, 0.5], counts=[4, 2, 8, 1])
-    assert [(row.candidates, row.margin) for row in report.rows] == [
-        (count, margin) for count in (8, 4, 2) for margin in (0.1, 0.5)
-    ]
-    near = {row.candidates: row for row in report.rows if row.margin == 0.1}
-    for count, row in near.items():
-        assert row.share == pytest.approx(near[8].share, rel=0.08)
-        assert row.pairs_per_prompt == pytest.approx(row.share * count * (count - 1) / 2)
-    assert near[8].prompts_without < near[4].prompts_without < near[2].prompts_without

@@ -15,10 +15,11 @@ from mpo.artifacts import Artifacts, Run
 from mpo.config import GRANULARITIES, RunConfig
 from mpo.evaluate import evaluation
 from mpo.objectives import at_granularity
-from mpo.pairs import choose_pairs, yield_report
+from mpo.pairs import choose_pairs
 from mpo.report import CARDS, gather, page, picture, render, spread
 from mpo.scores import read_scores, write_names, write_scores
 from mpo.store import Artifact, write_json, write_table
+from mpo.yields import yield_report
 from rewards.checklist import Checklist, Question
 from rewards.scorecard import Scorecard, scorecard
 
