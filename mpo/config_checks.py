@@ -71,7 +71,7 @@ def _check_loss(train: TrainConfig) -> None:
 
 
 def _check_objective(name: str, entry: ObjectiveConfig) -> None:
-    """Refuse what a role makes no use of, so that no setting is without effect."""
+    """Refuse a margin that has no effect or is undone."""
     if entry.role != "improve" and entry.margin > 0:
         raise ConfigError(
             f"{name}.margin = {entry.margin:g}: only for role = improve, and this one's is {entry.role}"
