@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from generators.base import Conditioning
 from generators.pipeline import PipelineGenerator
@@ -33,6 +35,11 @@ class Denoiser(nn.Module):
 
     def forward(self, latents: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         return self.predict(latents, timesteps, Conditioning(conditioning), self.model)
+
+    @property
+    def _no_split_modules(self) -> list[str]:
+        """The classes of its blocks, each of which FSDP shards by itself."""
+        return getattr(self.model, "_no_split_modules", None) or []
 
     def activation_checkpointing_enable(self, **_) -> None:
         """The Trainer's switch: recompute activations in the backward pass, by the model's own means."""
@@ -75,7 +82,7 @@ class LoraTuning:
                 parameter.requires_grad
             ):  # in float32 whatever the base is in: small updates vanish in half precision
                 parameter.data = parameter.data.float()
-        self.policy = Denoiser(generator, generator.model)
+        self.policy, self.frozen = Denoiser(generator, generator.model), None
         self._layers = [module for module in generator.model.modules() if isinstance(module, BaseTunerLayer)]
 
     @contextmanager
@@ -89,10 +96,17 @@ class LoraTuning:
             for layer in self._layers:
                 layer.enable_adapters(True)
 
-    def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the adapter in diffusers' LoRA format: `pipe.load_lora_weights(folder)` applies it."""
+    def state(self) -> dict[str, Tensor]:
+        """The adapter's tensors by name: the parameters themselves, sharded where they are."""
+        return get_peft_model_state_dict(self.generator.model, None, ADAPTER)
+
+    def save(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the adapter in diffusers' LoRA format: `pipe.load_lora_weights(folder)` applies it.
+
+        `state` has the tensors of `state()` whole, where they are sharded.
+        """
         prefix = self.generator.denoiser
-        layers = get_peft_model_state_dict(self.generator.model, state_dict, ADAPTER)
+        layers = self.state() if state is None else state
         layers = {f"{prefix}.{name}": tensor.contiguous() for name, tensor in layers.items()}
         config = {
             f"{prefix}.r": self.config.r,
@@ -107,10 +121,9 @@ class LoraTuning:
 
     def restore(self, folder: str | Path) -> None:
         """Read what `save` wrote into the adapter, exactly."""
-        prefix = f"{self.generator.denoiser}."
         layers = load_file(Path(folder) / LORA_WEIGHT_NAME_SAFE)
-        layers = {name.removeprefix(prefix): tensor for name, tensor in layers.items()}
-        set_peft_model_state_dict(self.generator.model, layers, ADAPTER)
+        for name, tensor in self.state().items():
+            _copy(tensor, layers[f"{self.generator.denoiser}.{name}"])
 
     export = save
 
@@ -134,22 +147,52 @@ class FullTuning:
     def reference(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The reference denoiser, callable as `policy` is."""
         yield self.frozen
+        if isinstance(self.frozen, FSDPModule):  # else a backward pass would do it, which never comes
+            self.frozen.reshard()
 
-    def save(self, folder: str | Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write the denoiser alone, as its `save_pretrained` does."""
-        self.generator.model.save_pretrained(folder, state_dict=state_dict)
+    def state(self) -> dict[str, Tensor]:
+        """The denoiser's tensors by name: the parameters themselves, sharded where they are."""
+        return self.generator.model.state_dict()
+
+    def save(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
+        """Write the denoiser alone, as its `save_pretrained` does; `state` as for `LoraTuning.save`."""
+        self._whole(state).save_pretrained(folder)
 
     def restore(self, folder: str | Path) -> None:
         """Read what `save` wrote into the denoiser, exactly."""
-        saved = type(self.generator.model).from_pretrained(folder)
-        self.generator.model.load_state_dict(saved.state_dict())
+        saved = type(self.generator.model).from_pretrained(folder).state_dict()
+        for name, tensor in self.state().items():
+            _copy(tensor, saved[name])
 
-    def export(self, folder: str | Path) -> None:
+    def export(self, folder: str | Path, state: Mapping[str, Tensor] | None = None) -> None:
         """Write a pipeline folder: `DiffusionPipeline.from_pretrained(folder)` is the tuned pipeline."""
-        self.generator.save(folder)
+        self.generator.save(folder, self._whole(state))
+
+    def _whole(self, state: Mapping[str, Tensor] | None) -> nn.Module:
+        """The denoiser, or where it is sharded another one that holds the tensors of `state`."""
+        model = self.generator.model
+        if state is None:
+            return model
+        with torch.device("meta"):
+            whole = type(model).from_config(model.config)
+        whole.load_state_dict(state, assign=True)
+        return whole
 
 
 Tuning = LoraTuning | FullTuning
+
+
+def shard_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value`, whole and the same on every process, laid out as `parameter` is: sharded where that is."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def _copy(parameter: Tensor, value: Tensor) -> None:
+    parameter.copy_(shard_like(parameter, value))
 
 
 def load_adapter(generator: PipelineGenerator, folder: str | Path) -> None:

@@ -95,5 +95,5 @@ class Generator(Protocol):
         copy.
         """
 
-    def save(self, folder: str | Path) -> None:
-        """Write a pipeline folder with the current denoiser, for `DiffusionPipeline.from_pretrained`."""
+    def save(self, folder: str | Path, model: nn.Module | None = None) -> None:
+        """Write a folder for `DiffusionPipeline.from_pretrained`, with the current denoiser or `model`."""

@@ -254,9 +254,9 @@ class PipelineGenerator:
 
     # ---- on disk ----
 
-    def save(self, folder: str | Path) -> None:
+    def save(self, folder: str | Path, model: nn.Module | None = None) -> None:
         whole = self.pipeline_class.from_pretrained(
-            self.config.path, dtype=self._dtypes, **{self.denoiser: self.model}
+            self.config.path, dtype=self._dtypes, **{self.denoiser: self.model if model is None else model}
         )
         whole.save_pretrained(folder)
 

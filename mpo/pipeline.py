@@ -179,8 +179,7 @@ def train(session: Session) -> None:
         begun = last_checkpoint(arguments.output_dir)
         with disk_errors(folder):
             trainer.train(resume_from_checkpoint=begun and str(begun))
-            if session.process.is_main_process:
-                tuning.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
+            trainer.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
         if session.process.is_main_process:
             log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
             write_bytes(folder / "log.jsonl", log.encode())

@@ -14,19 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, SequentialSampler, default_collate
-from transformers import Trainer, TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from generators.adapters import Tuning
 from mpo.losses import LossOutput, auto_beta, per_element_beta, reward_offset
 from mpo.preference_data import PairDraws, PreferencePairs
 from mpo.preference_loss import preference_loss
+from mpo.sharding import ShardingTrainer
 from mpo.training_arguments import DiffusionDPOConfig
 from mpo.watch import Watch
 
 _NAMED = 4  # pairs that a message names at most
 
 
-class DiffusionDPOTrainer(Trainer):
+class DiffusionDPOTrainer(ShardingTrainer):
     """Diffusion-DPO (Wallace et al. 2023, arXiv 2311.12908) of a generator's denoiser on preference pairs.
 
     `tuning` is what is trained and what it is compared with. Checkpoints hold its own parameters only, the
@@ -149,19 +150,8 @@ class DiffusionDPOTrainer(Trainer):
             f"{f'checkpoint {kept} is kept' if kept else 'no checkpoint was written yet'}"
         )
 
-    # ---- what the Trainer would do otherwise for a model that is not a PreTrainedModel ----
-
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset)  # PairDraws is in the order of use already
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        if self.args.should_save:
-            if state_dict is not None:
-                state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-            self.tuning.save(output_dir or self.args.output_dir, state_dict)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        self.tuning.restore(resume_from_checkpoint)
 
 
 _METRICS = (

@@ -1,36 +1,47 @@
-"""One of several processes that train the tiny model: PIPELINE FOLDER MODE MICRO STEPS [RESUME].
+"""One of the processes that train a tiny model in test_trainer_processes.py."""
 
-Run by test_trainer_processes.py, alone and under a launcher; process 0 leaves the losses and the trained
-parameters in FOLDER.
-"""
+from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
+import signal
 
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
+from tiny_pipelines import generator_config
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_pipelines import generator_config  # noqa: E402
+from generators.adapters import FullTuning, LoraTuning
+from generators.base import Conditioning
+from generators.build import build_generator
+from mpo.config import TrainConfig
+from mpo.preference_data import PreferencePairs
+from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
+from mpo.training_arguments import training_arguments
 
-from generators.adapters import FullTuning, LoraTuning  # noqa: E402
-from generators.base import Conditioning  # noqa: E402
-from generators.build import build_generator  # noqa: E402
-from mpo.config import TrainConfig  # noqa: E402
-from mpo.preference_data import PreferencePairs  # noqa: E402
-from mpo.trainer import DiffusionDPOTrainer, last_checkpoint  # noqa: E402
-from mpo.training_arguments import training_arguments  # noqa: E402
+SHAPES = {"stable_diffusion": (4, 8, 8), "wan": (16, 3, 2, 4)}  # of a latent
 
 
-def main(pipeline, folder, mode, micro, steps, resume=False):
-    generator = build_generator(generator_config("stable_diffusion", pipeline), denoiser_only=True)
+def run(environment, *arguments):
+    """`main` in a process of its own, among those that `environment` speaks of."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    main(*arguments)
+    PartialState().destroy_process_group()  # its threads must end before the interpreter does
+
+
+def main(family, pipeline, folder, mode, micro, die_at=None):
+    """Train 4 steps from the last checkpoint in `folder`, if any, or die in step `die_at`.
+
+    Process 0 leaves the result in `folder`, and in losses.json all losses and the share of each model that it
+    held itself.
+    """
+    generator = build_generator(generator_config(family, pipeline), denoiser_only=True)
     tuning = LoraTuning(generator, rank=4) if mode == "lora" else FullTuning(generator)
     draw = torch.Generator().manual_seed(3)
     pairs = PreferencePairs(
-        torch.randn(8, 4, 8, 8, generator=draw),
+        torch.randn(8, *SHAPES[family], generator=draw),
         Conditioning({"prompt_embeds": torch.randn(2, 16, 32, generator=draw)}),
         [0, 1, 2, 4, 5, 6],
         [3, 2, 3, 7, 4, 7],
@@ -38,22 +49,36 @@ def main(pipeline, folder, mode, micro, steps, resume=False):
         list("abcdef"),
     )
     train = TrainConfig(
-        beta=200.0, learning_rate=1e-3, steps=steps, batch_size=4, micro_batch_size=micro, save_steps=2
+        beta=200.0, learning_rate=1e-3, steps=4, batch_size=4, micro_batch_size=micro, save_steps=2
     )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     arguments = training_arguments(
         train, folder, 0, processes, use_cpu=True, disable_tqdm=True, logging_steps=1
     )
-    run = DiffusionDPOTrainer(tuning, arguments, pairs)
-    run.train(resume_from_checkpoint=str(last_checkpoint(folder)) if resume else None)
-    if run.is_world_process_zero():
-        losses = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-        Path(folder, "losses.json").write_text(json.dumps(losses))
-        trained = {n: p.detach() for n, p in generator.model.named_parameters() if p.requires_grad}
-        save_file(trained, Path(folder, "trained.safetensors"))
+    trainer = DiffusionDPOTrainer(tuning, arguments, pairs, [Die(die_at)])
+    begun = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=begun and str(begun))
+    trainer.export(folder / "result")
+    models = [tuning.policy] + ([tuning.frozen] if mode == "full" else [])
+    report = {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "held": [held_share(model) for model in models],
+    }
+    if trainer.is_world_process_zero():
+        (folder / "losses.json").write_text(json.dumps(report))
 
 
-if __name__ == "__main__":
-    pipeline, folder, mode, micro, steps, *resume = sys.argv[1:]
-    main(pipeline, folder, mode, int(micro), int(steps), bool(resume))
-    PartialState().destroy_process_group()  # its threads must end before the interpreter does
+def held_share(model):
+    """The share of a model's elements that lie on this process."""
+    parameters = list(model.parameters())
+    local = sum((p.to_local() if isinstance(p, DTensor) else p).numel() for p in parameters)
+    return local / sum(p.numel() for p in parameters)
+
+
+class Die(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -1,39 +1,86 @@
+"""One process, two that hold the whole model (DDP) and two that hold half of it each (FSDP2) train alike."""
+
 import json
-import os
+import multiprocessing
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+import signal
+import socket
 
 import one_process
+import pytest
 import torch
+from killing import MODULES
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
+WAYS = {
+    "ddp": {},
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    },
+}
+
+
+def start_two(way, *arguments):
+    """Exit codes of two processes that train together."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = WAYS[way] | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        context.Process(
+            target=one_process.run, args=(shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, *arguments)
+        )
+        for r in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def outcome(folder):
-    return json.loads((folder / "losses.json").read_text()), load_file(folder / "trained.safetensors")
+    result = {
+        name: tensor
+        for file in (folder / "result").rglob("*.safetensors")
+        if "vae" not in file.parts and "text_encoder" not in file.parts
+        for name, tensor in load_file(file).items()
+    }
+    return json.loads((folder / "losses.json").read_text()), result
 
 
-def assert_same(folder, other, tolerance=1e-5):
-    (losses, trained), (other_losses, other_trained) = outcome(folder), outcome(other)
-    assert len(losses) == 4
-    torch.testing.assert_close(torch.tensor(losses), torch.tensor(other_losses), atol=tolerance, rtol=0)
-    for name, parameter in other_trained.items():
-        torch.testing.assert_close(trained[name], parameter, atol=4 * tolerance, rtol=0)
-
-
-def test_two_processes_equal_one_and_one_goes_on_where_they_died(tiny_pipeline, tmp_path):
-    pipeline = str(tiny_pipeline("stable_diffusion"))
-    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
-    one.mkdir(), two.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    program = [one_process.__file__, pipeline, str(two), "lora", "2", "4"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command + program, env=environment, cwd=tmp_path, check=True, timeout=300)
-    one_process.main(pipeline, one, "lora", micro=4, steps=4)
-    assert_same(two, one)
-    shutil.copytree(two / "checkpoint-2", resumed / "checkpoint-2")
-    one_process.main(pipeline, resumed, "lora", micro=4, steps=4, resume=True)
-    assert_same(resumed, one)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("family", "mode"), [("stable_diffusion", "lora"), ("wan", "full")])
+def test_killed_with_two_processes_and_resumed_with_two_or_one_equals_one(
+    tiny_pipeline, tmp_path, way, family, mode
+):
+    pipeline = str(tiny_pipeline(family))
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    one_process.main(family, pipeline, straight, mode, micro=4)
+    codes = start_two(way, family, pipeline, killed, mode, 2, 3)
+    assert -signal.SIGKILL in codes and 0 not in codes  # the other may see it die first
+    assert not (killed / "result").exists()
+    for processes in (1, 2):
+        resumed = tmp_path / f"resumed-{processes}"
+        shutil.copytree(killed, resumed)
+        if processes == 2:
+            assert start_two(way, family, pipeline, resumed, mode, 2) == [0, 0]
+        else:
+            one_process.main(family, pipeline, resumed, mode, micro=4)
+        (report, trained), (expected, expected_trained) = outcome(resumed), outcome(straight)
+        assert len(expected["losses"]) == 4 and len(set(expected["losses"])) == 4
+        assert report["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+        assert trained.keys() == expected_trained.keys() and len(trained) > 8
+        for name, parameter in expected_trained.items():
+            torch.testing.assert_close(trained[name], parameter, atol=4e-5, rtol=0)
+        shares = report["held"]  # of the policy, and of the reference where that is another model
+        assert len(shares) == (1 if mode == "lora" else 2)
+        if (way, processes) == ("fsdp2", 2):
+            assert shares == pytest.approx([0.5] * len(shares), abs=0.1)
+        else:
+            assert shares == [1] * len(shares)
