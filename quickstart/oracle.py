@@ -3,13 +3,12 @@
 It checks the judge and evaluates runs; nothing is ever trained or paired with it.
 """
 
-from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-import torch
 from scipy.ndimage import maximum_filter, uniform_filter
 
+from quickstart.facts import FactOracle, facts_checklist
 from quickstart.world import (
     ATTRIBUTES,
     BACKGROUND_RGB,
@@ -25,9 +24,7 @@ from quickstart.world import (
     scenes_of,
     silhouette,
 )
-from rewards.checklist import PROMPT, Checklist, Question
-from rewards.judges.base import Answers, Failure
-from rewards.media import PER_SECOND, Media
+from rewards.media import Media
 from rewards.vision_reward import VisionReward
 
 DIMENSIONS = {  # as in configs/checklists/quickstart.yaml, so that tables line up
@@ -168,36 +165,14 @@ def read(pictures: np.ndarray, chunk: int = 128) -> np.ndarray:
     return np.concatenate([_read(pictures[i : i + chunk]) for i in range(0, len(pictures), chunk)])
 
 
-class Oracle:
-    """A judge that reads pixels: asked "shape: PROMPT", it says whether the shape is as prompted."""
-
-    name = "oracle"
-    modality = "image"
-    frames = PER_SECOND
-    fingerprint = "quickstart-oracle-1"
-
-    def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
-        """Return certain answers about 64x64 pictures; a failure where the prompt names no scene."""
-        return [self._answer(item, asked) for item, asked in zip(media, questions, strict=True)]
-
-    def _answer(self, media: Media, questions: Sequence[str]) -> Answers | Failure:
-        facts, prompts = zip(*(question.split(": ", 1) for question in questions), strict=True)
-        try:
-            true = right(read(np.asarray(media.image)[None]), scenes_of(list(prompts[:1])))
-        except ValueError as error:
-            return Failure(str(error))
-        yes = torch.tensor([bool(true[fact][0]) for fact in facts])
-        certain = torch.tensor([0.0, -torch.inf])  # log 1 and log 0
-        return Answers(yes_logit=certain[(~yes).long()], no_logit=certain[yes.long()])
+def facts(media: Media, prompt: str) -> dict[str, bool]:
+    """Return what of a prompt is right in a picture; ValueError where either is not of this world."""
+    true = right(read(np.asarray(media.image)[None]), scenes_of([prompt]))
+    return {name: bool(value[0]) for name, value in true.items()}
 
 
 class OracleReward(VisionReward):
     """The oracle as one more reward: a dimension's score is the share of its facts that are right."""
 
     def __init__(self):
-        facts = [
-            Question(fact, f"{fact}: {PROMPT}", dimension, fact, weight=1 / len(names))
-            for dimension, names in DIMENSIONS.items()
-            for fact in names
-        ]
-        super().__init__(Oracle(), Checklist("oracle", tuple(facts), coding="binary"))
+        super().__init__(FactOracle(facts, "quickstart-oracle-1"), facts_checklist(DIMENSIONS))

@@ -8,6 +8,8 @@ from functools import cache
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from quickstart.scenes import corrupted, covered, find_scenes, named_scenes
+
 SIZE = 64
 ATTRIBUTES = {
     "shape": ("circle", "square", "triangle", "star"),
@@ -39,32 +41,11 @@ COLOUR_JITTER = 6  # of 255, either way, by channel
 CELL = 8  # specks keep to different cells of this many pixels, as the autoencoder sees them
 
 
-def _outline(shape: str) -> np.ndarray:
-    """Return the corners [V, 2] (x right, y down) of a shape of unit radius; areas are alike."""
-    if shape == "circle":
-        angles, radii = np.arange(64) * (2 * np.pi / 64), np.full(64, 1.0)
-    elif shape == "square":
-        angles, radii = np.pi / 4 + np.arange(4) * (np.pi / 2), np.full(4, 1.25)
-    elif shape == "triangle":
-        angles, radii = -np.pi / 2 + np.arange(3) * (2 * np.pi / 3), np.full(3, 1.4)
-    else:
-        angles, radii = -np.pi / 2 + np.arange(10) * (np.pi / 5), np.where(np.arange(10) % 2, 0.54, 1.4)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1) * radii[:, None]
-
-
 @cache
 def silhouette(shape: int, radius: float, sigma: float, scale: int = 4) -> np.ndarray:
     """Return the coverage [64, 64] in [0, 1] of a shape centred on pixel (32, 32), blurred by `sigma`."""
-    corners = _outline(ATTRIBUTES["shape"][shape]) * radius
-    axis = (np.arange(SIZE * scale) + 0.5) / scale - 0.5 - SIZE // 2
-    x, y = axis[None, :], axis[:, None]
-    inside = np.zeros((SIZE * scale, SIZE * scale), bool)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        crosses = (y0 > y) != (y1 > y)  # even-odd rule: does a ray to the right cross this edge?
-        if y0 != y1:
-            inside ^= crosses & (x < (x1 - x0) * (y - y0) / (y1 - y0) + x0)
-    coverage = inside.reshape(SIZE, scale, SIZE, scale).mean(axis=(1, 3)).astype(np.float32)
-    return gaussian_filter(coverage, sigma, mode="constant") if sigma else coverage
+    sharp = covered(ATTRIBUTES["shape"][shape], radius, SIZE, scale)
+    return gaussian_filter(sharp, sigma, mode="constant") if sigma else sharp
 
 
 @cache
@@ -77,20 +58,12 @@ def _silhouettes() -> np.ndarray:
 
 def all_scenes() -> np.ndarray:
     """Return every scene a prompt can name, without defects: [960, 8]."""
-    counts = [len(ATTRIBUTES[name]) for name in PROMPTED]
-    grid = np.meshgrid(*[np.arange(count) for count in counts], indexing="ij")
-    named = np.stack(grid, axis=-1).reshape(-1, len(counts))
-    return np.concatenate([named, np.tile([0, 0, 1], (len(named), 1))], axis=1)
+    return named_scenes(ATTRIBUTES, PROMPTED, [0, 0, 1])
 
 
 def corrupt(scenes: np.ndarray, rng: np.random.Generator, rates: dict[str, float]) -> np.ndarray:
     """Return `scenes` with each attribute replaced, at its rate, by another of its values chosen evenly."""
-    scenes = scenes.copy()
-    for name, rate in rates.items():
-        column, count = scenes[:, COLUMN[name]], len(ATTRIBUTES[name])
-        wrong = rng.random(len(scenes)) < rate
-        column[wrong] = (column[wrong] + rng.integers(1, count, wrong.sum())) % count
-    return scenes
+    return corrupted(scenes, rng, rates, ATTRIBUTES)
 
 
 def _specks(level: int, coverage: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -144,12 +117,7 @@ def scenes_of(prompts: list[str]) -> np.ndarray:
 
     Raises ValueError for a prompt that names no scene of this world.
     """
-    known = _scene_by_prompt()
-    for prompt in prompts:
-        if prompt not in known:
-            example = next(iter(known))
-            raise ValueError(f"prompt {prompt!r} names no scene of this world; one that does: {example!r}")
-    return np.array([known[prompt] for prompt in prompts])
+    return find_scenes(prompts, _scene_by_prompt())
 
 
 def right(scenes: np.ndarray, asked: np.ndarray) -> dict[str, np.ndarray]:
