@@ -53,6 +53,10 @@ class CogVideoX(PipelineGenerator):
         return latents.transpose(1, 2) * self.pipe.vae_scaling_factor_image
 
     @property
+    def frame_rate(self) -> float:
+        return 16.0 if self.model.config.patch_size_t else 8.0  # 1.5 also has patches in time
+
+    @property
     def default_size(self) -> dict[str, int]:
         config, scale = self.model.config, self.pipe.vae_scale_factor_spatial
         return {

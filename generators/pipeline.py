@@ -32,6 +32,7 @@ class PipelineGenerator:
     pipeline_class: ClassVar[type[DiffusionPipeline]]
     denoiser: ClassVar[str] = "transformer"  # component that is trained
     modality: ClassVar[str] = "image"
+    frame_rate: float = 8.0  # of clips: what the family was trained at, frames a second
     embeddings: ClassVar[tuple[str, ...]] = ("prompt_embeds",)  # conditioning that the pipeline itself takes
     conditioners: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
     overrides: ClassVar[dict[str, Any]] = {}  # of every from_pretrained, e.g. components never loaded

@@ -17,6 +17,7 @@ class Wan(PipelineGenerator):
 
     pipeline_class = WanPipeline
     modality = "video"
+    frame_rate = 16.0
     float32_components = ("vae",)
     options = (*PipelineGenerator.options, "max_sequence_length")
 

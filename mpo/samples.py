@@ -10,6 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from generators.base import Conditioning
+from generators.media import SUFFIX, save_media
 from mpo.preference_data import PreferencePairs
 from mpo.store import Artifact, read_table, stable_seed, write_table, write_tensors, writing
 
@@ -36,7 +37,7 @@ def sample_shard(
             "prompt": prompt,
             "candidate": candidate,
             "seed": stable_seed(*seed, prompt, candidate),
-            "media": media_name(number, candidate),
+            "media": f"media/{number:06d}-{candidate:02d}{SUFFIX[generator.modality]}",
         }
         for number, prompt in prompts.items()
         for candidate in range(samples)
@@ -47,15 +48,10 @@ def sample_shard(
     (artifact.folder / "media").mkdir(exist_ok=True)
     for row, medium in zip(rows, sampled.media, strict=True):
         with writing(artifact.folder / row["media"]) as temporary:
-            medium.save(temporary, "PNG")
+            save_media(medium, temporary, generator.frame_rate)
     write_tensors(artifact.shard("conditioning", index), conditioning.tensors)
     write_tensors(artifact.shard("latents", index), {"latents": sampled.latents})
     write_table(artifact.shard("candidates", index), rows, _COLUMNS)
-
-
-def media_name(prompt: int, candidate: int) -> str:
-    """Where a sample's picture lies in its artifact."""
-    return f"media/{prompt:06d}-{candidate:02d}.png"
 
 
 class StoredSamples:
@@ -90,6 +86,10 @@ def preference_pairs(candidates: Artifact, pairs: Artifact) -> PreferencePairs:
     """The pairs of the artifact `pairs` over the stored samples of `candidates`."""
     stored = StoredSamples(candidates)
     rows = read_table(pairs.folder / "pairs.parquet")
+    media = {
+        (row["prompt_id"], row["candidate"]): row["media"]
+        for row in read_table(*candidates.shards("candidates"))
+    }
     return PreferencePairs(
         latents=stored,
         conditioning=stored,
@@ -97,8 +97,7 @@ def preference_pairs(candidates: Artifact, pairs: Artifact) -> PreferencePairs:
         loser=[row["prompt_id"] * stored.samples + row["loser"] for row in rows],
         prompt=[row["prompt_id"] for row in rows],
         names=[
-            " > ".join(media_name(row["prompt_id"], row[side]) for side in ("winner", "loser"))
-            for row in rows
+            " > ".join(media[row["prompt_id"], row[side]] for side in ("winner", "loser")) for row in rows
         ],
         gap=[row["gap"] for row in rows],
         folder=str(candidates.folder),
