@@ -1,0 +1,125 @@
+"""The bundled video judge's architecture: a CogVLM2-Video of 0.8 M parameters, its tokenizer, its sequences.
+
+Each frame of 32x32 pixels becomes 4 visual tokens between a begin and an end, so a clip is 64 tokens with the
+numbers of its frames; a decoder of 4 layers reads them before the questions. The saved folder is an ordinary one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers.models import WordLevel
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from quickstart.video.world import FRAMES, SIZE
+from rewards.cogvlm2.configuration import CogVLM2VideoConfig
+from rewards.cogvlm2.modeling import CogVLMVideoForCausalLM
+from rewards.cogvlm2.processing import CogVLM2Processor
+from rewards.cogvlm2.tokens import CUES, prompt
+from rewards.packed_batch import PREFIX, block_mask
+
+WIDTH = 96  # of the decoder
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+
+
+def new_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with the words of `texts` and of the chat template; other words are <unk>."""
+    lower, split = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    asked = [prompt(text, template) for text in texts for template in CUES]
+    said = [*asked, "yes no", *map(str, range(FRAMES))]
+    words = {word for text in said for word, _ in split.pre_tokenize_str(lower.normalize_str(text))}
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL.values(), *sorted(words)])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
+    backend.normalizer, backend.pre_tokenizer = lower, split
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
+
+
+def new_model(tokenizer: PreTrainedTokenizerFast) -> CogVLMVideoForCausalLM:
+    """Return the judge with random weights, in float32."""
+    patch = 8
+    vision = {
+        "image_size": SIZE,
+        "patch_size": patch,
+        "num_positions": (SIZE // patch) ** 2 + 1,
+        "hidden_size": 96,
+        "num_hidden_layers": 3,
+        "num_heads": 4,
+        "intermediate_size": 192,
+    }
+    config = CogVLM2VideoConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_multi_query_heads=2,
+        template_version="chat",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=0.06,
+        vision_config=vision,
+    )
+    return CogVLMVideoForCausalLM(config)
+
+
+def save(model: CogVLMVideoForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
+    """Write the folder that `rewards.judges.cogvlm2` loads, in half precision."""
+    tokenizer.save_pretrained(folder)
+    model.half().save_pretrained(folder)
+    model.float()
+
+
+@dataclass(frozen=True)
+class QuestionBank:
+    """Questions as the chat template asks them: ids [n, T], padded on the right; last [n]: where in them the
+    answer is read."""
+
+    ids: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, processor: CogVLM2Processor, texts: Sequence[str]) -> "QuestionBank":
+        rows = [torch.tensor(processor.text(text)) for text in texts]
+        ids = torch.nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=processor.config.pad_token_id
+        )
+        return cls(ids, torch.tensor([len(row) - 1 for row in rows]))
+
+
+def clip_states(model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, pixels: Tensor) -> Tensor:
+    """Return the decoder's embeddings [B, P, WIDTH] of clips [B, T, 3, S, S] as the prefix of a question."""
+    count, frames = pixels.shape[:2]
+    prefix = processor.prefix(frames)
+    rows = (part.expand(count, -1) for part in (prefix.input_ids, prefix.token_type_ids))
+    return model.model.embed(*rows, pixels.flatten(0, 1))
+
+
+def decode(
+    model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, clip: Tensor, questions: Sequence[Tensor] = ()
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the decoder's states of clips [B, P, WIDTH] and of their questions.
+
+    clip [B, P, WIDTH] as `clip_states` gives it. questions: ids [B, K, T], any number of such groups, each of
+    its own length T; their states are [B, K, T, WIDTH]. A question sees the clip and itself.
+    """
+    prefix = processor.prefix(FRAMES)
+    embed, count, length = model.model.embed_tokens, len(clip), clip.shape[1]
+    block, places = [torch.full((length,), PREFIX)], [prefix.position_ids]
+    for group in questions:
+        first = int(block[-1].max()) + 1
+        block.append(first + torch.arange(group.shape[1]).repeat_interleave(group.shape[2]))
+        places.append(prefix.next_position + torch.arange(group.shape[2]).repeat(group.shape[1]))
+    hidden = model.model(
+        inputs_embeds=torch.cat([clip, *(embed(group.flatten(1)) for group in questions)], dim=1),
+        position_ids=torch.cat(places).expand(count, -1),
+        attention_mask=block_mask(torch.cat(block)[None], clip.dtype).expand(count, -1, -1, -1),
+        use_cache=False,
+    ).last_hidden_state
+    parts = hidden.split([length, *(group.shape[1] * group.shape[2] for group in questions)], dim=1)
+    return parts[0], [
+        part.unflatten(1, group.shape[1:]) for part, group in zip(parts[1:], questions, strict=True)
+    ]
