@@ -25,6 +25,12 @@ CONFIG = "config.yaml"
 # Settings of training that change neither the adapter nor what it is called.
 _UNSEEN = ("save_steps", "logging_steps", "report_to")
 
+_COMMON = ("facts.py", "scenes.py")
+_ORACLES = {  # the code that decides what an oracle says
+    "quickstart": ("oracle.py", "world.py", *_COMMON),
+    "quickstart_video": ("video/oracle.py", "video/world.py", *_COMMON),
+}
+
 
 @dataclass(frozen=True)
 class Artifacts:
@@ -104,7 +110,7 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
     reward["checklist"] = identities.of(_checklist_path(config.reward.checklist))
     oracle = None
     if config.evaluate.oracle:
-        sources = [Path(quickstart.__path__[0]) / name for name in ("oracle.py", "world.py")]
+        sources = [Path(quickstart.__path__[0]) / name for name in _ORACLES[config.evaluate.oracle]]
         oracle = {
             "oracle": config.evaluate.oracle,
             "code": [identities.of(str(source)) for source in sources],

@@ -122,17 +122,22 @@ def build(
         "runs/weights"
     ),
     seed: int = 0,
+    video: Annotated[bool, typer.Option("--video", help="The world of clips instead of pictures.")] = False,
 ) -> None:
     """Train the bundled generator and then the judge again, from nothing; each prints how long it has taken.
 
     \b
     mpo quickstart build
     mpo run configs/quickstart.yaml name=rebuilt generator.path=runs/weights/generator
+    mpo quickstart build --video runs/video_weights
     """
     for part in ("generator", "judge"):
         if (folder / part).exists():
             raise FileExistsError(f"{folder / part}: is there already; remove it or name another folder")
-    from quickstart import train_generator, train_judge
+    if video:
+        from quickstart.video import train_generator, train_judge
+    else:
+        from quickstart import train_generator, train_judge
 
     folder.mkdir(parents=True, exist_ok=True)
     train_generator.build(folder / "generator", seed)

@@ -190,7 +190,8 @@ class EvaluateConfig:
     samples: int = number(1, least=1)  # per held-out prompt, base and tuned from the same seeds
     bootstrap: int = number(2000, least=100)  # resamples of prompts for the 95 % intervals
     fail_on_regression: bool = False
-    oracle: str | None = one_of(None, None, "quickstart")  # one more reward: evaluates, never trains or pairs
+    # One more reward, that of a bundled world: evaluates, never trains or pairs.
+    oracle: str | None = one_of(None, None, "quickstart", "quickstart_video")
 
 
 @dataclass

@@ -67,3 +67,7 @@ class Models:
                 from quickstart.oracle import OracleReward
 
                 return OracleReward()
+            case "reward", "quickstart_video":
+                from quickstart.video.oracle import OracleReward
+
+                return OracleReward()

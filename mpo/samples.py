@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from generators.base import Conditioning
-from generators.media import SUFFIX, save_media
+from generators.saving import SUFFIX, save_media
 from mpo.preference_data import PreferencePairs
 from mpo.store import Artifact, read_table, stable_seed, write_table, write_tensors, writing
 

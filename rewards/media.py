@@ -163,7 +163,7 @@ def _read_video(path: Path, frames: str) -> Media:
         for index in range(max(indices) + 1):
             frame = reader.next()
             if index in wanted:
-                taken[index] = frame.asnumpy()
+                taken[index] = _rgb(frame.asnumpy())
     except (RuntimeError, decord.DECORDError, StopIteration) as error:
         reason = re.sub(r"(?is).*\berror:?", "", str(error)).strip() or "it ends before its last frame"
         raise ValueError(f"{path}: neither an image nor a video that can be read ({reason})") from None
@@ -171,6 +171,14 @@ def _read_video(path: Path, frames: str) -> Media:
         del reader  # closes the file
     duration = float(spans[-1, 1])
     return _video_media(taken, spans[:, 0], indices, str(path), duration, frames)
+
+
+def _rgb(frame: np.ndarray) -> np.ndarray:
+    """A frame [H, W, 3]; decord counts the padding of narrow rows as further colours (48 pixels: four)."""
+    height, width, channels = frame.shape
+    if channels == 3:
+        return frame
+    return frame.reshape(height, -1)[:, : 3 * width].reshape(height, width, 3)
 
 
 def _video_media(taken, timestamps, indices: list[int], source: str, duration: float, frames: str) -> Media:

@@ -46,8 +46,8 @@ def prompt_index(asked: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Asked:
-    """K questions about each of B clips: token ids [B, K, T], which of their tokens answer [B, K, A], the right
-    answers' ids [B, K, A] and how much each counts [B, K, A]."""
+    """K questions about each of B clips: token ids [B, K, T], which of their tokens answer [B, K, A], the
+    right answers' ids [B, K, A] and how much each counts [B, K, A]."""
 
     ids: Tensor
     at: Tensor
@@ -126,8 +126,8 @@ class Course:
     def loss(
         self, model: CogVLMVideoForCausalLM, clip: Tensor, groups: list[Asked]
     ) -> tuple[Tensor, Tensor, float]:
-        """Return the decoder's states of the clips [B, P, D], the weighted cross-entropy of the answers, and the
-        share of final answers that are right."""
+        """Return the decoder's states of the clips [B, P, D], the weighted cross-entropy of the answers, and
+        the share of final answers that are right."""
         states, found = decode(model, self.processor, clip, [group.ids for group in groups])
         losses, right_ones = [], []
         for group, hidden in zip(groups, found, strict=True):

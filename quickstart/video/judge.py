@@ -1,7 +1,8 @@
 """The bundled video judge's architecture: a CogVLM2-Video of 0.8 M parameters, its tokenizer, its sequences.
 
-Each frame of 32x32 pixels becomes 4 visual tokens between a begin and an end, so a clip is 64 tokens with the
-numbers of its frames; a decoder of 4 layers reads them before the questions. The saved folder is an ordinary one.
+Each frame of 32x32 pixels becomes 4 visual tokens between a begin and an end, so a clip is 64 tokens with
+the numbers of its frames; a decoder of 4 layers reads them before the questions. The saved folder is laid out
+as the release's is.
 """
 
 from collections.abc import Sequence

@@ -115,14 +115,13 @@ def _motion(place: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def read(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scenes int64 [B, 10] that clips uint8 [B, 9, 32, 32, 3] show, and whether they show an object.
+    """Return the scenes int64 [B, 10] that clips uint8 [B, 9, 32, 32, 3] show, and whether with an object.
 
     Raises ValueError for clips of another size. Without an object its columns mean nothing.
     """
     if clips.ndim != 5 or clips.shape[1:] != (FRAMES, SIZE, SIZE, 3) or clips.dtype != np.uint8:
-        raise ValueError(
-            f"clips are {clips.dtype} {list(clips.shape)}; the oracle reads uint8 [B, {FRAMES}, {SIZE}, {SIZE}, 3]"
-        )
+        wanted = f"uint8 [B, {FRAMES}, {SIZE}, {SIZE}, 3]"
+        raise ValueError(f"clips are {clips.dtype} {list(clips.shape)}; the oracle reads {wanted}")
     count = len(clips)
     rim = np.concatenate(
         [clips[:, :, :2].reshape(count, -1, 3), clips[:, :, -2:].reshape(count, -1, 3)], axis=1

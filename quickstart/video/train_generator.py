@@ -1,7 +1,7 @@
-"""Trains the bundled video generator from nothing: an autoencoder, then a T5 and a CogVideoX transformer. Seeded.
+"""Trains the bundled video generator from nothing: an autoencoder, then a T5 and a CogVideoX transformer.
 
-The captioned clips that the transformer learns from are wrong or defective at the rates of `WRONG`, so that the
-base model is imperfect in every dimension, as models trained on the web are.
+Seeded. The captioned clips that the transformer learns from are wrong or defective at the rates of `WRONG`,
+so that the base model is imperfect in every dimension, as models trained on the web are.
 """
 
 import argparse
@@ -40,7 +40,8 @@ WRONG = {  # share of the captioned clips in which the caption is wrong, or the 
     "reshape": 0.2,
 }
 UNCAPTIONED = 0.1  # share of captions left out, for classifier-free guidance
-LATENT_CHANNELS = 8
+LATENT_CHANNELS = 4
+WINDOW = 5  # frames at once that the autoencoder learns from: it looks two frames back
 PROMPT_TOKENS = 12  # every prompt of this world has 10 words; its end makes 11
 TEXT_WIDTH = 64
 
@@ -55,7 +56,7 @@ def new_tokenizer() -> T5Tokenizer:
 
 
 def new_autoencoder() -> AutoencoderKLCogVideoX:
-    """Return an untrained autoencoder: 9 frames of 32x32 pixels to latents [8, 3, 8, 8]."""
+    """Return an untrained autoencoder: 9 frames of 32x32 pixels to latents [4, 9, 8, 8]."""
     channels = (8, 16, 32)
     return AutoencoderKLCogVideoX(
         down_block_types=("CogVideoXDownBlock3D",) * len(channels),
@@ -64,7 +65,7 @@ def new_autoencoder() -> AutoencoderKLCogVideoX:
         latent_channels=LATENT_CHANNELS,
         layers_per_block=1,
         norm_num_groups=4,
-        temporal_compression_ratio=4,
+        temporal_compression_ratio=1,  # nine frames are few: each keeps latents of its own
         sample_height=SIZE,
         sample_width=SIZE,
     )
@@ -94,7 +95,8 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = OneCycleLR(optimizer, peak, total_steps=steps, pct_start=0.08, final_div_factor=20)
     for step in range(steps):
-        pixels = to_pixels(clips[torch.randint(len(clips), (batch,)).numpy()])
+        rows, first = torch.randint(len(clips), (batch,)), int(torch.randint(FRAMES - WINDOW + 1, ()))
+        pixels = to_pixels(clips[rows.numpy(), first : first + WINDOW])
         posterior = vae.encode(pixels).latent_dist
         decoded = vae.decode(posterior.sample()).sample
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
@@ -112,7 +114,7 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKLCogVideoX, clips: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return the posterior's mean and standard deviation [B, 8, 3, 8, 8], unscaled, of uint8 clips."""
+    """Return the posterior's mean and standard deviation [B, 4, 9, 8, 8], unscaled, of uint8 clips."""
     posteriors = [
         vae.encode(to_pixels(part)).latent_dist for part in np.array_split(clips, max(1, len(clips) // 32))
     ]
@@ -146,8 +148,8 @@ def new_pipeline(vae: AutoencoderKLCogVideoX) -> CogVideoXPipeline:
         sample_width=side,
         sample_height=side,
         sample_frames=FRAMES,
-        patch_size=2,
-        temporal_compression_ratio=4,
+        patch_size=4,
+        temporal_compression_ratio=vae.config.temporal_compression_ratio,
         max_text_seq_length=PROMPT_TOKENS,
     )
     scheduler = CogVideoXDDIMScheduler(
@@ -232,7 +234,9 @@ def filmstrips(clips: np.ndarray) -> Image.Image:
     return montage(clips.reshape(-1, *clips.shape[2:]), columns=clips.shape[1], scale=2)
 
 
-def build(folder: Path, seed: int = 0, autoencoder_steps: int = 1500, denoiser_steps: int = 4000) -> None:
+def build(
+    folder: Path, seed: int = 0, autoencoder_steps: int = 3000, denoiser_steps: int = 6000, copies: int = 12
+) -> None:
     """Train the generator and save it to `folder` in half precision, renamed when complete."""
     started = time.monotonic()
 
@@ -241,7 +245,7 @@ def build(folder: Path, seed: int = 0, autoencoder_steps: int = 1500, denoiser_s
 
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    asked = np.concatenate([all_scenes()] * 20)
+    asked = np.concatenate([all_scenes()] * copies)
     clips = render(corrupt(asked, rng, WRONG), rng)
     log(f"rendered {len(clips)} clips")
     vae = new_autoencoder()

@@ -1,13 +1,13 @@
 """Trains the bundled video judge from nothing, in two stages. Seeded.
 
-Half of the clips are renders. The other half are renders that the bundled generator has partly drawn anew (noised,
-then denoised towards a prompt that names what they show), so that the judge meets the generator's hand and the
-labels stay those of the renderer: the oracle teaches nothing.
+Half of the clips are renders. The other half are renders that the bundled generator has partly drawn anew
+(noised, then denoised towards a prompt that names what they show), so that the judge meets the generator's
+hand and the labels stay those of the renderer: the oracle teaches nothing.
 
-1. The tower and the decoder learn what clips show through linear heads, thrown away later: what each frame shows
-   from its visual tokens, what the clip shows from the decoder's state of its last token.
-2. The whole model answers questions: simple ones ("Does it move left?") and the checklist's, about prompts of which
-   each attribute is right or wrong by chance.
+1. The tower and the decoder learn what clips show through linear heads, thrown away later: what each frame
+   shows from its visual tokens, what the clip shows from the decoder's state of its last token.
+2. The whole model answers questions: simple ones ("Does it move left?") and the checklist's, about prompts of
+   which each attribute is right or wrong by chance.
 """
 
 import argparse
@@ -141,6 +141,7 @@ def main(
     seeing_steps: int = 1000,
     steps: int = 1500,
     threads: int = 2,
+    batch: int = BATCH,
 ) -> None:
     """Train the judge and write its folder to `out`; sums, and so the weights, depend on `threads`."""
     began = time.perf_counter()
@@ -159,25 +160,26 @@ def main(
     model = new_model(course.tokenizer)
     heads = Heads(model.config.hidden_size)
 
-    def batch() -> tuple[Tensor, Tracks, np.ndarray]:
-        rows, fresh = rng.integers(0, clips, BATCH // 2), random_scenes(BATCH // 2, rng)
+    def show() -> tuple[Tensor, Tracks, np.ndarray]:
+        rows, fresh = rng.integers(0, clips, batch // 2), random_scenes(batch // 2, rng)
         tracks = animate(fresh, rng)
         shown = np.concatenate([pool[rows], draw(tracks, rng)])
         embeddings = clip_states(model, course.processor, to_pixels(shown))
         return embeddings, join(take(pool_tracks, rows), tracks), np.concatenate([pool_scenes[rows], fresh])
 
     def seeing_loss() -> tuple[Tensor, str]:
-        clip, tracks, scenes = batch()
+        clip, tracks, scenes = show()
         states, _ = decode(model, course.processor, clip)
         frame, whole = heads.loss(clip, states, tracks, scenes)
         return frame + whole, f"frames {frame.item():.3f}, clips {whole.item():.3f}"
 
     def answering_loss() -> tuple[Tensor, str]:
-        clip, tracks, scenes = batch()
+        clip, tracks, scenes = show()
         groups = [course.short(scenes, SHORT, rng), course.prompted(scenes, LONG, rng)]
         states, answers, share = course.loss(model, clip, groups)
         frame, whole = heads.loss(clip, states, tracks, scenes)
-        words = f"answers {answers.item():.3f} ({share:.3f} right), frames {frame.item():.3f}, clips {whole.item():.3f}"
+        words = f"frames {frame.item():.3f}, clips {whole.item():.3f}"
+        words += f", answers {answers.item():.3f} ({share:.3f} right)"
         return answers + 0.2 * frame + 0.2 * whole, words
 
     say(f"the model learns to see: {seeing_steps} steps")

@@ -23,7 +23,7 @@ def save_media(medium: Image.Image | np.ndarray, path: str | Path, frame_rate: f
 
 
 def write_clip(frames: np.ndarray, path: str | Path, frame_rate: float) -> None:
-    """Write uint8 frames [T, H, W, 3] as H.264 in MP4. ValueError for odd sizes, which its colours cannot do."""
+    """Write uint8 frames [T, H, W, 3] as H.264 in MP4; ValueError for odd sizes, which its colours forbid."""
     import av
 
     height, width = frames.shape[1:3]
