@@ -24,8 +24,10 @@ def save_media(medium: Image.Image | np.ndarray, path: str | Path, frame_rate: f
 
 def write_clip(frames: np.ndarray, path: str | Path, frame_rate: float) -> None:
     """Write uint8 frames [T, H, W, 3] as H.264 in MP4; ValueError for odd sizes, which its colours forbid."""
-    import av
-
+    try:
+        import av
+    except ImportError:
+        raise ValueError("writing clips needs PyAV: pip install av") from None
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
         raise ValueError(f"{path}: a clip of {width}x{height} pixels; MP4 needs even numbers")
