@@ -5,7 +5,9 @@
 #   ./launch.sh test [pytest args]   the tests
 #   ./launch.sh COMMAND ...          mpo COMMAND ..., such as: plan configs/quickstart.yaml
 #
-# MPO_PROCESSES=N   that many processes, through `accelerate launch`
+# MPO_PROCESSES=N   that many processes on this machine, through `accelerate launch`
+# MPO_ACCELERATE=F  accelerate's settings, as in configs/accelerate/; a process for each GPU, unless MPO_PROCESSES is set
+# MPO_NODES=N       that many machines; each is started with its number MPO_NODE=0..N-1 and MPO_MAIN=HOST:PORT of the first
 # MPO_PYTHON=PATH   the Python that .venv is made with; by default the first of 3.11 or newer on the PATH
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
@@ -59,17 +61,41 @@ if [ $# -eq 0 ]; then
     set -- run configs/quickstart.yaml
 fi
 
+number() { # NAME VALUE LEAST
+    case $2 in
+        *[!0-9]* | '') fail "$1=$2: must be a whole number from $3" ;;
+    esac
+    [ "$2" -ge "$3" ] || fail "$1=$2: must be a whole number from $3"
+}
+
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || true
+settings=(--multi_gpu --dynamo_backend no)
 processes=${MPO_PROCESSES:-1}
-case $processes in
-    *[!0-9]* | 0 | '') fail "MPO_PROCESSES=$processes: must be a whole number from 1" ;;
-    1) exec "$python" -m mpo "$@" ;;
-esac
+if [ -n "${MPO_ACCELERATE:-}" ]; then
+    [ -f "$MPO_ACCELERATE" ] || fail "MPO_ACCELERATE=$MPO_ACCELERATE: no such file; there are $(echo configs/accelerate/*.yaml)"
+    settings=(--config_file "$MPO_ACCELERATE")
+    processes=${MPO_PROCESSES:-$((gpus > 0 ? gpus : 1))}
+fi
+nodes=${MPO_NODES:-1}
+number MPO_PROCESSES "$processes" 1
+number MPO_NODES "$nodes" 1
+if [ "$nodes" -gt 1 ]; then
+    number MPO_NODE "${MPO_NODE:-}" 0
+    [ "$MPO_NODE" -lt "$nodes" ] || fail "MPO_NODE=$MPO_NODE: must be less than MPO_NODES=$nodes"
+    [[ ${MPO_MAIN:-} == *:* ]] || fail "MPO_MAIN=${MPO_MAIN:-}: must be HOST:PORT of the first machine"
+    settings+=(--machine_rank "$MPO_NODE" --main_process_ip "${MPO_MAIN%:*}" --main_process_port "${MPO_MAIN##*:}")
+else
+    settings+=(--main_process_port 0) # any that is free
+fi
+if [ $((processes * nodes)) -eq 1 ]; then
+    exec "$python" -m mpo "$@"
+fi
 # `accelerate launch --cpu` starts a single process; without a GPU these go to the CPU by the variable.
-if ! nvidia-smi --list-gpus >/dev/null 2>&1; then
+if [ "$gpus" -eq 0 ]; then
     export ACCELERATE_USE_CPU=true
     # As many threads as one process takes: sums in another order would give other candidates.
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$("$python" -c 'import torch; print(torch.get_num_threads())')}
     export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
 fi
-exec "$python" -m accelerate.commands.launch --multi_gpu --num_processes "$processes" --num_machines 1 \
-    --mixed_precision no --dynamo_backend no --module mpo "$@"
+exec "$python" -m accelerate.commands.launch "${settings[@]}" --num_processes $((processes * nodes)) \
+    --num_machines "$nodes" --mixed_precision no --module mpo "$@"

@@ -77,12 +77,34 @@ def test_words_become_commands(launch):
 def test_several_processes_go_through_accelerate(launch):
     launch("--help")
     last = launch("run", "x.yaml", MPO_PROCESSES="2")[2][-1]
-    assert last.startswith("-m accelerate.commands.launch --multi_gpu --num_processes 2 ")
+    assert last.startswith("-m accelerate.commands.launch --multi_gpu ")
+    assert " --num_processes 2 --num_machines 1 " in last
     assert last.endswith("--module mpo run x.yaml")
     assert launch("run", "x.yaml", MPO_PROCESSES="1")[2][-1] == "-m mpo run x.yaml"
     for wrong in ("0", "two", "-1"):
         code, err, _ = launch("run", MPO_PROCESSES=wrong)
         assert (code, err) == (2, f"launch.sh: MPO_PROCESSES={wrong}: must be a whole number from 1\n")
+
+
+def test_settings_of_accelerate_and_several_machines(launch):
+    launch("--help")
+    (launch.folder / "fsdp2.yaml").write_text("distributed_type: FSDP\n")
+    two = {"MPO_ACCELERATE": "fsdp2.yaml", "MPO_PROCESSES": "2"}
+    last = launch("run", "x.yaml", **two)[2][-1]
+    assert last.startswith("-m accelerate.commands.launch --config_file fsdp2.yaml --main_process_port 0 ")
+    assert " --num_processes 2 --num_machines 1 " in last and "--multi_gpu" not in last
+    several = two | {"MPO_NODES": "3", "MPO_NODE": "2", "MPO_MAIN": "node0:29500"}
+    last = launch("run", "x.yaml", **several)[2][-1]
+    assert " --machine_rank 2 --main_process_ip node0 --main_process_port 29500 " in last
+    assert " --num_processes 6 --num_machines 3 " in last
+    for change, refusal in (
+        ({"MPO_ACCELERATE": "no.yaml"}, "MPO_ACCELERATE=no.yaml: no such file"),
+        ({"MPO_NODE": "3"}, "MPO_NODE=3: must be less than MPO_NODES=3"),
+        ({"MPO_NODE": ""}, "MPO_NODE=: must be a whole number from 0"),
+        ({"MPO_MAIN": "node0"}, "MPO_MAIN=node0: must be HOST:PORT"),
+    ):
+        code, err, _ = launch("run", "x.yaml", **several | change)
+        assert code == 2 and err.startswith(f"launch.sh: {refusal}") and len(err.splitlines()) == 1
 
 
 def test_no_python_is_one_line(launch):
