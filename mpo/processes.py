@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
@@ -17,8 +19,16 @@ _PATIENCE = timedelta(days=7)
 
 
 def join(device: str) -> PartialState:
-    """This process among those that the launcher started; alone where it started none."""
-    return PartialState(cpu=device == "cpu", timeout=_PATIENCE)
+    """This process among those that the launcher started; alone where it started none.
+
+    ValueError for DeepSpeed without a GPU, where accelerate would go on with DDP and not say so.
+    """
+    # accelerate joins processes on CPUs only when told that it is on one.
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    process = PartialState(cpu=on_cpu, timeout=_PATIENCE)
+    if process.device.type == "cpu" and os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
+        raise ValueError("DeepSpeed needs GPUs: use configs/accelerate/ddp.yaml or fsdp2.yaml on CPUs")
+    return process
 
 
 def share(count: int, process: PartialState) -> range:

@@ -75,9 +75,15 @@ class ShardingTrainer(Trainer):
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
 
     def _prepare_for_training(self, *args, **kwargs):
-        if self.is_fsdp_enabled and (frozen := self.tuning.frozen) is not None:
+        frozen = self.tuning.frozen
+        if self.is_fsdp_enabled and frozen is not None:
             fsdp2_prepare_model(self.accelerator, frozen)
-        return super()._prepare_for_training(*args, **kwargs)
+        prepared = super()._prepare_for_training(*args, **kwargs)
+        if (
+            self.is_deepspeed_enabled and frozen is not None
+        ):  # its engine casts the policy; both must round alike
+            frozen.to(next(self.tuning.policy.parameters()).dtype)
+        return prepared
 
     def export(self, folder: str | Path) -> None:
         """Write the result as diffusers reads it: an adapter, or a pipeline. Every process calls this."""

@@ -91,10 +91,13 @@ def test_two_processes_give_what_one_gives(finished, tmp_path):
     launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
     launch += " --mixed_precision no --dynamo_backend no --main_process_port 0 --module mpo run"
     places = [f"store={tmp_path / 'store'}", f"run_dir={tmp_path / 'run'}"]
-    command = [sys.executable, *launch.split(), str(finished), *places, "--until", "pair"]
+    device = "generator.device=auto"  # which is the CPU where there is no GPU
+    command = [sys.executable, *launch.split(), str(finished), *places, device, "--until", "pair"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "waiting for" not in done.stderr  # as two runs do that are not one
     theirs = contents(finished.parent / "store")
     ours = contents(tmp_path / "store")
     assert any(name.endswith("pairs.parquet") for name in ours)
