@@ -1,19 +1,17 @@
-"""The bundled judge's architecture: a LLaVA of 1.7 M parameters, its tokenizer, and its questions.
+"""The bundled judge's architecture: a LLaVA of 1.6 M parameters, and its tokenizer.
 
-A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into 4 visual tokens, which a
-Llama of 3 layers reads before the question. Every part is a class that transformers ships; the saved folder
+A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into one visual token, which a
+Llama of 2 layers reads before the question. Every part is a class that transformers ships; the saved folder
 is an ordinary one.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -22,7 +20,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-VISUAL_TOKENS = 4
+VISUAL_TOKENS = 1
 WIDTH = 96  # of the language model
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 IMAGE, ANSWER = "<image>", "<answer>"
@@ -39,7 +37,7 @@ CHAT_TEMPLATE = (
 
 def new_processor(texts: Sequence[str]) -> LlavaProcessor:
     """Return a processor whose word-level vocabulary is the words of `texts`; other words are <unk>."""
-    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]+", text.lower())})
     vocabulary = {token: index for index, token in enumerate([*SPECIAL.values(), IMAGE, ANSWER, *words])}
     backend = Tokenizer(WordLevel(vocabulary, unk_token=SPECIAL["unk_token"]))
     backend.normalizer = normalizers.Lowercase()
@@ -56,7 +54,7 @@ def new_processor(texts: Sequence[str]) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=32,  # 4 visual tokens of 32x32 pixels each
+        patch_size=64,  # one visual token
         vision_feature_select_strategy="full",
         image_token=IMAGE,
         chat_template=CHAT_TEMPLATE,
@@ -76,14 +74,14 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         "key_dim": [16, 16],
         "attention_ratio": [2, 2],
         "mlp_ratio": [2, 2],
-        "down_ops": [["Subsample", 16, 16, 4, 2, 2], [""]],
+        "down_ops": [["Subsample", 16, 16, 4, 2, 4], [""]],
     }
     text = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": 256,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 2048,
@@ -100,60 +98,13 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         vision_feature_select_strategy="full",
         tie_word_embeddings=True,
     )
-    return LlavaForConditionalGeneration(config)
-
-
-def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: str | Path) -> None:
-    """Write the folder that AutoProcessor and AutoModelForImageTextToText load, in half precision."""
-    processor.save_pretrained(folder)
-    model.half().save_pretrained(folder)
-    model.float()
-
-
-@dataclass(frozen=True)
-class QuestionBank:
-    """Questions as the chat template asks them.
-
-    ids [n, T]: the tokens after the picture, padded on the right; last [n]: where in them the answer is read.
-    """
-
-    ids: Tensor
-    last: Tensor
-
-    @classmethod
-    def of(cls, processor: LlavaProcessor, texts: Sequence[str]) -> "QuestionBank":
-        prefix = processor.tokenizer.bos_token + IMAGE
-        rows = []
-        for text in texts:
-            content = [{"type": "image"}, {"type": "text", "text": text}]
-            chat = [{"role": "user", "content": content}]
-            question = processor.apply_chat_template(chat, add_generation_prompt=True).removeprefix(prefix)
-            rows.append(processor.tokenizer(question, add_special_tokens=False)["input_ids"])
-        last = torch.tensor([len(row) - 1 for row in rows])
-        ids = torch.full((len(rows), int(last.max()) + 1), processor.tokenizer.pad_token_id)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = torch.tensor(row)
-        return cls(ids, last)
+    model = LlavaForConditionalGeneration(config)
+    for name, biases in model.named_parameters():
+        if name.endswith("attention_biases"):
+            nn.init.normal_(biases, std=2.0)  # zeros average over places: where an object is would be lost
+    return model
 
 
 def visual_tokens(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Return the projected visual tokens [B, 4, WIDTH] of pixels [B, 3, 64, 64] in [-1, 1]."""
+    """Return the projected visual token [B, 1, WIDTH] of pixels [B, 3, 64, 64] in [-1, 1]."""
     return torch.stack(list(model.model.get_image_features(pixel_values=pixels).pooler_output))
-
-
-def question_logits(model: LlavaForConditionalGeneration, visual: Tensor, ids: Tensor, at: Tensor) -> Tensor:
-    """Return next-token logits [B, K, P, V] after P tokens of K questions about each picture.
-
-    visual [B, 4, WIDTH]: a picture is encoded once for all its questions; ids [B, K, T]; at [B, K, P]: which
-    tokens. Padding on the right is never seen, for attention is causal.
-    """
-    count, questions, length = ids.shape
-    embed = model.get_input_embeddings()
-    start = embed(ids.new_full((count * questions, 1), model.config.text_config.bos_token_id))
-    words = embed(ids.flatten(0, 1))
-    hidden = model.model.language_model(
-        inputs_embeds=torch.cat([start, visual.repeat_interleave(questions, dim=0), words], dim=1),
-        use_cache=False,
-    ).last_hidden_state[:, 1 + VISUAL_TOKENS :]
-    hidden = hidden.view(count, questions, length, -1)
-    return model.lm_head(hidden.gather(2, at[..., None].expand(-1, -1, -1, hidden.shape[-1])))

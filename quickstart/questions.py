@@ -1,14 +1,13 @@
 """What the bundled judge is asked about the bundled world, and the true answers.
 
 The checklist's questions lie in `configs/checklists/quickstart.yaml`; here are their truths, and simpler
-questions about one attribute, from which the judge learns faster.
+questions, without a prompt or about a part of it, from which the judge learns faster.
 """
 
 import numpy as np
 
-from quickstart.world import ATTRIBUTES, COLUMN, NAMES, PROMPTED, right
+from quickstart.world import ATTRIBUTES, COLUMN, PROMPTED, right
 
-OPEN_WHAT = {"blur": "How blurred is the object?", "specks": "How many specks are there?"}
 DIRECT = {
     "shape": "Is the object a {}?",
     "colour": "Is the object {}?",
@@ -53,21 +52,20 @@ TURNS_ON = {
 }
 
 
-def open_question(attribute: str) -> str:
-    """Return the question that is answered with the value of an attribute: "What is the shape?"."""
-    return OPEN_WHAT.get(attribute, f"What is the {attribute}?")
+def direct_question(attribute: str, value: int) -> str:
+    """Return the question whether an attribute has a value: "Is the object red?"."""
+    return DIRECT[attribute].format(ATTRIBUTES[attribute][value])
 
 
-def simple_questions() -> list[tuple[str, str, int | None]]:
-    """Return (question, attribute, value) of every question about one attribute alone.
-
-    value None: answered with the attribute's own word. Otherwise: yes where the attribute has that value.
-    """
-    attributes = [name for name in NAMES if name != "present"]
-    opened = [(open_question(name), name, None) for name in attributes]
-    direct = [
-        (DIRECT[name].format(word), name, value)
-        for name in PROMPTED
-        for value, word in enumerate(ATTRIBUTES[name])
-    ]
-    return opened + direct
+def phrase_of(question: str, scene: np.ndarray) -> str:
+    """Return the part of a scene's prompt on which the answer to a question turns: "a red circle"."""
+    shape, colour, size, place, background = (ATTRIBUTES[name][scene[COLUMN[name]]] for name in PROMPTED)
+    match question:
+        case "size":
+            return f"a {size} {shape}"
+        case "place":
+            return f"{'at' if place == 'center' else 'on'} the {place}"
+        case "background":
+            return f"a {background} background"
+        case _:
+            return f"a {colour} {shape}"

@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from rewards.build import load_judge
 from rewards.finetune_settings import JudgeTraining
 from rewards.judge_metrics import JudgeReport, measure_answers
 from rewards.judges.base import Failure
+from rewards.judges.loading import DTYPES
 from rewards.judges.transformers_vlm import TransformersJudge
 from rewards.media import load_media
-from rewards.packed_batch import answer_tokens, check_packed, pack_answers, share, stack
+from rewards.packed_batch import Sharer, answer_tokens, check_packed, pack_answers, stack
 from rewards.tables import Embedded
 
 logger = logging.getLogger(__name__)
@@ -122,11 +124,15 @@ def draw_sequences(annotations: Annotations, settings: JudgeTraining) -> Dataset
 
 
 class PackedCollator:
-    """Reads the media of a batch and packs their questions; rows are those of `draw_sequences`."""
+    """Reads the media of a batch and packs their questions; rows are those of `draw_sequences`.
 
-    def __init__(self, judge, annotations: Annotations):
+    keep: bytes of memory for media as the model takes them, so that later epochs need not read them again.
+    """
+
+    def __init__(self, judge, annotations: Annotations, keep: float = 0.0):
         self.judge = judge
         self.annotations = annotations
+        self.share = Sharer(judge, keep)
         self.tokens = answer_tokens(judge)
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -134,7 +140,7 @@ class PackedCollator:
         for row in rows:
             item = self.annotations.items[row["item"]]
             asked = [self.annotations.asked(index, item) for index in row["questions"]]
-            shared = share(self.judge, _load(self.judge, item.item), asked)
+            shared = self.share(item.item, partial(_load, self.judge, item.item), asked)
             items.append(pack_answers(shared, [self.tokens[answer] for answer in row["answers"]]))
         return stack(items, self.judge.processor.tokenizer.pad_token_id or 0, self.judge.model.dtype)
 
@@ -232,7 +238,7 @@ def _trainer(settings: JudgeTraining, judge, train: Annotations, validation: Ann
         args=_arguments(settings),
         train_dataset=rows,
         eval_dataset=rows.select(range(1)),  # stands for the validation items, which `evaluate` asks about
-        data_collator=PackedCollator(judge, train),
+        data_collator=PackedCollator(judge, train, keep=settings.keep_gib * 2**30),
         processing_class=processor,
         peft_config=lora if settings.mode == "lora" else None,
         callbacks=[EarlyStoppingCallback(settings.patience)],
@@ -300,7 +306,7 @@ def _write(out: Path, judge, settings: JudgeTraining, evaluation: dict) -> None:
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    judge.model.save_pretrained(part)
+    judge.model.to(DTYPES[settings.save_dtype or settings.dtype]).save_pretrained(part)
     processor = judge.processor if isinstance(judge, TransformersJudge) else judge.processor.tokenizer
     processor.save_pretrained(part)
     (part / "evaluation.json").write_text(json.dumps(evaluation, indent=1, ensure_ascii=False) + "\n")

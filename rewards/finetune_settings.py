@@ -30,7 +30,8 @@ class JudgeTraining:
     allow_missing: float = 0.05  # share of items that may be missing on disk
     template: str | None = None  # prompt with {question}; None: the judge's own
     frames: str = "per_second"  # of clips: per_second | uniform:n
-    dtype: str = "float32"  # of the weights
+    dtype: str = "float32"  # of the weights in training
+    save_dtype: str | None = None  # of the weights in `out`; None: dtype
     device: str = "auto"  # auto | cpu | cuda
     mode: str = "lora"  # lora | full
     lora_rank: int = 16
@@ -50,6 +51,7 @@ class JudgeTraining:
     precision: str = "no"  # no | bf16 | fp16
     gradient_checkpointing: bool = False
     eval_steps: int = 100  # optimiser steps between validations, each with a checkpoint
+    keep_gib: float = 0.0  # memory for media as the model takes them, so that later epochs need not read them
     patience: int = 3  # validations without a better balanced accuracy that end training
     seed: int = 0
     options: dict[str, Any] = field(default_factory=dict)  # further fields of trl.SFTConfig

@@ -9,8 +9,8 @@ Shapes: B items, P tokens of the prefix with the picture, L tokens of a packed s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,11 +58,51 @@ def share(judge: TransformersJudge | CogVLM2Judge, media: Media, asked: Sequence
     prefix = {name: value.cpu() for name, value in prefix.items()}
     length = prefix["input_ids"].shape[1]
     pictures = whole_pictures(judge.model.config, prefix)
-    check_window(judge.model.config, judge.name, length + max(map(len, questions)) + 1)
+    check_length(judge, prefix, questions)
     if not hasattr(judge.model.base_model, "get_rope_index"):
         return Shared(prefix, torch.arange(length)[None], length, questions, pictures)
     positions, lag = judge.model.base_model.get_rope_index(**prefix)
     return Shared(prefix, positions, length + int(lag), questions, pictures)
+
+
+def check_length(judge: TransformersJudge, prefix: dict[str, Tensor], questions: list[list[int]]) -> None:
+    """ValueError where a question with its answer is longer than the window of sliding attention."""
+    length = prefix["input_ids"].shape[1] + max(map(len, questions)) + 1
+    check_window(judge.model.config, judge.name, length)
+
+
+class Sharer:
+    """`share` that keeps what questions about an item share, so that a further epoch neither reads nor
+    processes its medium again. Keeps the first items that fit into `limit` bytes."""
+
+    def __init__(self, judge: TransformersJudge | CogVLM2Judge, limit: float):
+        self.judge = judge
+        self.room = limit
+        self.kept: dict[Hashable, tuple[Shared, int, int]] = {}
+
+    def __call__(self, item: Hashable, load: Callable[[], Media], asked: Sequence[str]) -> Shared:
+        """What `share` returns of the medium that `load` reads."""
+        if item in self.kept:
+            shared, pictures, start = self.kept[item]
+            begins, questions = self._questions(pictures, asked)
+            if begins == start:
+                if isinstance(self.judge, TransformersJudge):
+                    check_length(self.judge, shared.prefix, questions)
+                return replace(shared, questions=questions)
+        media = load()
+        shared = share(self.judge, media, asked)
+        size = sum(value.nbytes for value in (*shared.prefix.values(), shared.positions))
+        if item not in self.kept and size <= self.room:
+            self.room -= size
+            pictures = len(media.pictures())
+            own = {name: value.clone() for name, value in shared.prefix.items()}
+            self.kept[item] = replace(shared, prefix=own), pictures, self._questions(pictures, asked)[0]
+        return shared
+
+    def _questions(self, pictures: int, asked: Sequence[str]) -> tuple[int, list[list[int]]]:
+        if isinstance(self.judge, CogVLM2Judge):
+            return 0, [self.judge.processor.text(question) for question in asked]
+        return self.judge.split_questions(pictures, asked)
 
 
 def answer_tokens(judge: TransformersJudge | CogVLM2Judge) -> tuple[int, int]:
@@ -125,20 +165,19 @@ class Packed:
 def pack_answers(shared: Shared, answers: Sequence[int]) -> Packed:
     """The sequence of one item: its prefix, then each question followed by its answer token."""
     start = shared.prefix["input_ids"].shape[1]
-    ids, labels = [shared.prefix["input_ids"][0]], [torch.full((start,), IGNORED)]
-    block, positions = [torch.full((start,), PREFIX)], [shared.positions]
+    ids, labels, block, positions = [], [IGNORED] * start, [PREFIX] * start, []
     for index, (question, answer) in enumerate(zip(shared.questions, answers, strict=True)):
-        tokens = torch.tensor([*question, answer])
-        ids.append(tokens)
-        labels.append(torch.where(torch.arange(len(tokens)) == len(question), tokens, IGNORED))
-        block.append(torch.full((len(tokens),), index))
-        place = torch.arange(len(tokens)) + shared.next_position
-        positions.append(place.expand(*shared.positions.shape[:-1], -1))
+        length = len(question)
+        ids += [*question, answer]
+        labels += [IGNORED] * length + [answer]
+        block += [index] * (length + 1)
+        positions += range(shared.next_position, shared.next_position + length + 1)
+    after = torch.tensor(positions).expand(*shared.positions.shape[:-1], -1)
     return Packed(
-        torch.cat(ids),
-        torch.cat(block),
-        torch.cat(labels),
-        torch.cat(positions, dim=-1),
+        torch.cat([shared.prefix["input_ids"][0], torch.tensor(ids)]),
+        torch.tensor(block),
+        torch.tensor(labels),
+        torch.cat([shared.positions, after], dim=-1),
         shared.prefix,
         shared.pictures,
     )

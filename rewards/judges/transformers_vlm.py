@@ -84,7 +84,7 @@ class TransformersJudge:
         self.words = spellings(processor.tokenizer, name)
         self.checked = False
         # pictures of one prompt are asked the same questions
-        self.prompt_tokens = lru_cache(4096)(lambda question, n: self.encode(self.prompt(question, n)))
+        self.prompt_tokens = lru_cache(1 << 14)(lambda question, n: self.encode(self.prompt(question, n)))
         image_processor = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
         parts = (weights_digest(model), self.prompt("{question}", 1), image_processor)
         self.fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -166,6 +166,18 @@ class TransformersJudge:
         """Token ids of a prompt, or of its beginning."""
         return self.processor.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
 
+    def split_questions(self, pictures: int, asked: Sequence[str]) -> tuple[int, list[list[int]]]:
+        """How many tokens the prompts about some pictures share, unexpanded, and the token ids of each
+        question after them."""
+        tokens = [self.prompt_tokens(question, pictures) for question in asked]
+        probes = [self.prompt_tokens(probe, pictures) for probe in _PROBES]
+        shared = min(_common_prefix([*tokens, *probes]), min(map(len, tokens)) - 1)
+        if self.placeholder in probes[0][shared:]:
+            raise ValueError(self._unshared())
+        if any(self.placeholder in row[shared:] for row in tokens):
+            raise _Unreadable(f"a question holds {self.processor.image_token}, which stands for a picture")
+        return shared, [row[shared:] for row in tokens]
+
     def split_prompts(self, media: Media, asked: Sequence[str]) -> tuple[dict[str, Tensor], list[list[int]]]:
         """The prompts about a medium, split: model inputs of the part they share (batch of 1), and the token
         ids of each question after it.
@@ -174,25 +186,23 @@ class TransformersJudge:
         so the shared part is found among the unexpanded prompts and measured from the end.
         """
         pictures = len(media.pictures())
-        tokens = [self.prompt_tokens(question, pictures) for question in asked]
-        probes = [self.prompt_tokens(probe, pictures) for probe in _PROBES]
-        shared = min(_common_prefix([*tokens, *probes]), min(map(len, tokens)) - 1)
+        _, questions = self.split_questions(pictures, asked)
         inputs = self._inputs(media, self.prompt(asked[0], pictures))
-        ids = inputs["input_ids"][0].tolist()
-        first = tokens[0][shared:]
-        if ids[-len(first) :] != first or self.placeholder in probes[0][shared:]:
-            raise ValueError(
-                f"{self.name}: its template puts the question first, so questions cannot share the picture; "
-                "give a template with {image} before {question}"
-            )
-        if any(self.placeholder in row[shared:] for row in tokens):
-            raise _Unreadable(f"a question holds {self.processor.image_token}, which stands for a picture")
+        ids, first = inputs["input_ids"][0].tolist(), questions[0]
+        if ids[-len(first) :] != first:
+            raise ValueError(self._unshared())
         length = len(ids) - len(first)
         shape = inputs["input_ids"].shape
         prefix = {
             name: value[:, :length] if value.shape == shape else value for name, value in inputs.items()
         }
-        return prefix, [ids[shared:] for ids in tokens]
+        return prefix, questions
+
+    def _unshared(self) -> str:
+        return (
+            f"{self.name}: its template puts the question first, so questions cannot share the picture; "
+            "give a template with {image} before {question}"
+        )
 
     def _answer_group(self, items: list[_Item]) -> list[Answers]:
         """Answers of items that can share a batch, as many at once as memory holds."""

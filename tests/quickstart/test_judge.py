@@ -7,16 +7,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from quickstart import world
-from quickstart.course import Course, random_asked, random_scenes
-from quickstart.judge import question_logits, visual_tokens
+from quickstart.course import annotate, random_asked, random_scenes
 from quickstart.questions import TURNS_ON, truths
 from quickstart.train_generator import new_pipeline
-from quickstart.train_judge import CHECKLIST, main, to_pixels
+from quickstart.train_judge import CHECKLIST, main
 from rewards.build import load_judge
 from rewards.checklist import PROMPT, Checklist
-from rewards.judges.base import Answers
 from rewards.media import load_media
 
 FOLDER = Path(__file__).parents[2] / "quickstart" / "weights" / "judge"
@@ -33,11 +32,6 @@ def scene(**values: str) -> np.ndarray:
 
 def answers(shown: np.ndarray, asked: np.ndarray) -> dict[str, bool]:
     return {name: bool(value[0]) for name, value in truths(shown, asked).items()}
-
-
-@pytest.fixture(scope="module")
-def course() -> Course:
-    return Course(Checklist.from_yaml(CHECKLIST))
 
 
 @pytest.fixture(scope="module")
@@ -92,34 +86,40 @@ def test_prompts_are_drawn_so_that_yes_and_no_are_evenly_likely(question):
     assert share == pytest.approx(0.5, abs=0.015)  # four standard errors of 20,000 draws: 4 * .5 / 141 = .014
 
 
-def test_words_of_a_prompt_are_supervised_where_they_stand(course):
+def test_annotations_are_true_and_of_every_kind():
     rng = np.random.default_rng(0)
-    asked = course.prompted(random_scenes(32, rng), 3, rng)
-    ids = course.bank.ids[asked.rows].gather(2, asked.at)
-    names = course.processor.tokenizer.convert_ids_to_tokens(ids.reshape(-1, 6)[:, 1:].flatten().tolist())
-    for word, attribute in zip(names, list(world.PROMPTED) * (32 * 3), strict=True):
-        assert word in world.ATTRIBUTES[attribute]
+    checklist = Checklist.from_yaml(CHECKLIST)
+    texts = {question.text: question.id for question in checklist.questions}
+    scenes = random_scenes(300, rng)
+    kinds = {"prompted": 0, "part": 0, "direct": 0, "plain": 0}
+    for shown, (prompt, annotated) in zip(scenes, annotate(checklist, scenes, rng), strict=True):
+        true = answers(shown[None], world.scenes_of([prompt]))
+        for question, yes in annotated.items():
+            if question in texts:
+                assert yes == true[texts[question]]
+                kinds["prompted" if PROMPT in question else "plain"] += 1
+            elif '"' in question:
+                kinds["part"] += 1
+                if question.startswith("Is the place") and shown[world.COLUMN["present"]]:
+                    word = world.ATTRIBUTES["place"][shown[world.COLUMN["place"]]]
+                    assert yes == (f'{word}"' in question)
+            else:
+                kinds["direct"] += 1
+                shows = {world.ATTRIBUTES[name][shown[world.COLUMN[name]]] for name in world.PROMPTED}
+                assert yes == (question.rstrip("?").split()[-1] in shows)
+    assert min(kinds.values()) >= 2 * 270
 
 
-def test_training_asks_token_for_token_what_the_driver_asks(course, judge):
-    rng = np.random.default_rng(1)
-    scenes = random_scenes(2, rng)
-    pictures = world.render(scenes, rng)
-    prompt = world.prompt_of(scenes[0])
-    media = [load_media(Image.fromarray(picture)) for picture in pictures]
-    answered = judge.answer(media, [course.checklist.ask(prompt)] * 2)
-    rows = np.stack([course.row(name, scenes[:1].repeat(2, axis=0)) for name in course.start], axis=1)
-    rows = torch.from_numpy(rows)
-    with torch.inference_mode():
-        visual = visual_tokens(judge.model, to_pixels(pictures))
-        logits = question_logits(
-            judge.model, visual, course.bank.ids[rows], course.bank.last[rows][..., None]
-        )
-    probabilities = logits[:, :, 0].log_softmax(-1)
-    for item, expected in zip(answered, probabilities, strict=True):
-        assert isinstance(item, Answers)
-        torch.testing.assert_close(item.yes_logit, expected[:, course.yes], atol=1e-4, rtol=0)
-        torch.testing.assert_close(item.no_logit, expected[:, course.no], atol=1e-4, rtol=0)
+def test_the_judge_knows_every_word_that_it_is_asked(judge):
+    rng = np.random.default_rng(0)
+    checklist = Checklist.from_yaml(CHECKLIST)
+    tokenizer = judge.processor.tokenizer
+    asked = [
+        question.replace(PROMPT, prompt)
+        for prompt, annotated in annotate(checklist, random_scenes(100, rng), rng)
+        for question in annotated
+    ]
+    assert tokenizer.unk_token_id not in {token for row in tokenizer(asked)["input_ids"] for token in row}
 
 
 def test_shipped_weights_are_small_and_in_half_precision():
@@ -130,9 +130,6 @@ def test_shipped_weights_are_small_and_in_half_precision():
     assert types <= {"F16", "I64"}  # I64: the counters of batch normalisation
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first judge is right on place in 73 % only: it is to be trained longer"
-)
 def test_shipped_judge_is_right_about_renders_and_says_yes_or_no(judge):
     rng = np.random.default_rng(7)
     checklist = Checklist.from_yaml(CHECKLIST)
@@ -150,14 +147,24 @@ def test_shipped_judge_is_right_about_renders_and_says_yes_or_no(judge):
 def test_recipe_is_seeded_and_writes_a_folder_that_loads(tmp_path):
     torch.manual_seed(0)
     new_pipeline().save_pretrained(tmp_path / "generator")
-    tiny = {"generator": tmp_path / "generator", "pictures": 8, "tower_steps": 2, "steps": 2, "threads": 1}
+    tiny = {
+        "generator": tmp_path / "generator",
+        "pictures": 48,
+        "validated": 4,
+        "tower_steps": 4,
+        "threads": 1,
+    }
+    steps = ["epochs=1", "batch_size=32", "micro_batch_size=32", "warmup_steps=1"]
     for name, seed in (("once", 0), ("again", 0), ("other", 1)):
-        main(tmp_path / name, seed=seed, **tiny)
+        main(tmp_path / name / "judge", seed=seed, overrides=steps, **tiny)
     once, again, other = (
-        (tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "again", "other")
+        (tmp_path / name / "judge" / "model.safetensors").read_bytes() for name in ("once", "again", "other")
     )
     assert once == again != other
-    assert load_judge(tmp_path / "once").words.yes == load_judge(FOLDER).words.yes
+    assert load_judge(tmp_path / "once" / "judge").words.yes == load_judge(FOLDER).words.yes
+    before, after = (load_file(tmp_path / "once" / part / "model.safetensors") for part in ("start", "judge"))
+    moved = [not torch.equal(before[name].half(), after[name]) for name in before if "language_model" in name]
+    assert len(moved) > 10 and all(moved)
 
 
 def test_an_unknown_word_or_a_huge_prompt_is_answered_too(judge):

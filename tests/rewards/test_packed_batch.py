@@ -11,6 +11,7 @@ from rewards.judges.yes_no import Spellings
 from rewards.packed_batch import (
     IGNORED,
     PREFIX,
+    Sharer,
     answer_tokens,
     block_mask,
     check_packed,
@@ -167,3 +168,24 @@ def test_answers_that_are_no_single_token_are_refused(tiny_vlm):
     judge.words = Spellings(yes=(5,), no=(6,))  # as if the vocabulary knew other spellings only
     with pytest.raises(ValueError, match="'no' is not a single token after its prompt"):
         answer_tokens(judge)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_a_medium_that_was_kept_is_not_read_again(family, tiny_vlm, pictures):
+    judge = load_judge(tiny_vlm(family), device="cpu")
+    media, read = load_media(pictures[0]), []
+
+    def load(item):
+        read.append(item)
+        return media
+
+    keeping, forgetting = Sharer(judge, limit=1e9), Sharer(judge, limit=0)
+    for asked in (QUESTIONS, QUESTIONS[::-1]):
+        expected = share(judge, media, asked)
+        for sharer in (keeping, forgetting):
+            found = sharer("item", lambda name=sharer: load(name), asked)
+            assert found.questions == expected.questions and found.next_position == expected.next_position
+            assert torch.equal(found.positions, expected.positions)
+            assert found.prefix.keys() == expected.prefix.keys()
+            assert all(torch.equal(found.prefix[name], value) for name, value in expected.prefix.items())
+    assert read.count(keeping) == 1 and read.count(forgetting) == 2
