@@ -9,6 +9,8 @@
 """
 
 import argparse
+import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +33,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 CHECKLIST = CONFIGS / "checklists" / "quickstart.yaml"
 TRAINING = CONFIGS / "judges" / "quickstart.yaml"
 GENERATOR = Path(__file__).parent / "weights" / "generator"
-FOLDER = Path("runs/judge")  # where TRAINING looks for what `prepare` writes
+OUT = Path("runs/judge")  # TRAINING looks beside it for what `prepare` writes
 PICTURES = 8192  # annotated renders, and as many that the generator has drawn anew
 VISITS = 2  # annotations of each picture that was drawn anew: with another prompt and other questions
 STRENGTHS = (0.05, 0.15, 0.05, 0.3)  # how far back into noise before drawing anew; further changes shapes
@@ -127,7 +129,9 @@ def prepare(
     tower_steps: int,
     say: Callable,
 ) -> None:
-    """Write into `folder` the judge to start from (`start/`), and annotations to train and to validate on."""
+    """Write a folder of the judge to start from (`start/`), and annotations to train and to validate on."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     checklist = Checklist.from_yaml(CHECKLIST)
@@ -137,8 +141,8 @@ def prepare(
     processor = new_processor(words(checklist))
     model = new_model(processor)
     teach_tower(model, (drawn[validated:], scenes[validated:]), tower_steps, rng, say)
-    processor.save_pretrained(folder / "start")
-    model.save_pretrained(folder / "start")
+    processor.save_pretrained(part / "start")
+    model.save_pretrained(part / "start")
     sides = {
         "train": (np.tile(drawn[validated:], (VISITS, 1, 1, 1)), np.tile(scenes[validated:], (VISITS, 1))),
         "validation": (drawn[:validated], scenes[:validated]),
@@ -146,12 +150,13 @@ def prepare(
     for name, (redrawn, known) in sides.items():
         fresh = random_scenes(len(known), rng)
         shown = np.concatenate([redrawn, render(fresh, rng)])
-        write_annotations(folder / f"{name}.jsonl", checklist, shown, np.concatenate([known, fresh]), rng)
+        write_annotations(part / f"{name}.jsonl", checklist, shown, np.concatenate([known, fresh]), rng)
+    part.rename(folder)
     say(f"annotated {len(sides['train'][1]) * 2} pictures")
 
 
 def main(
-    out: str | Path = FOLDER / "judge",
+    out: str | Path = OUT,
     generator: str | Path = GENERATOR,
     seed: int = 0,
     pictures: int = PICTURES,
@@ -162,21 +167,30 @@ def main(
 ) -> None:
     """Train the judge and write its folder to `out`; sums, and so the weights, depend on `threads`.
 
-    overrides: settings of `mpo train-judge`, `key=value`. What it starts and learns from stays beside `out`;
-    `mpo train-judge configs/judges/quickstart.yaml` finds it there where `out` is runs/judge/judge.
+    overrides: settings of `mpo train-judge`, `key=value`. What it starts and learns from stays beside `out`
+    and serves again when training was cut short; `mpo train-judge configs/judges/quickstart.yaml` finds it where
+    `out` is runs/judge.
     """
     began, out = time.perf_counter(), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out}: exists already; remove it or name another folder")
 
     def say(line: str) -> None:
         print(f"[{time.perf_counter() - began:5.0f} s] {line}", flush=True)
 
     torch.set_num_threads(threads)
-    folder = out.parent
-    prepare(folder, generator, seed, pictures, validated, tower_steps, say)
+    course = out.with_name(f"{out.name}.course")
+    made_by = {"generator": str(generator), "seed": seed, "pictures": pictures, "validated": validated}
+    made_by |= {"tower_steps": tower_steps, "threads": threads}
+    note = course / "made_by.json"
+    if not note.is_file() or json.loads(note.read_text()) != made_by:
+        shutil.rmtree(course, ignore_errors=True)
+        prepare(course, generator, seed, pictures, validated, tower_steps, say)
+        note.write_text(json.dumps(made_by))
     paths = {
-        "judge": folder / "start",
-        "data": folder / "train.jsonl",
-        "validation": folder / "validation.jsonl",
+        "judge": course / "start",
+        "data": course / "train.jsonl",
+        "validation": course / "validation.jsonl",
         "out": out,
     }
     settings = [f"{name}={path}" for name, path in paths.items()]
@@ -186,7 +200,7 @@ def main(
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("out", type=Path, nargs="?", default=FOLDER / "judge")
+    parser.add_argument("out", type=Path, nargs="?", default=OUT)
     parser.add_argument("--generator", type=Path, default=GENERATOR)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
