@@ -85,6 +85,7 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 2048,
+        "initializer_range": WIDTH**-0.5,  # the usual 0.02 is made for wide models: narrow ones hardly start
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -102,6 +103,7 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     for name, biases in model.named_parameters():
         if name.endswith("attention_biases"):
             nn.init.normal_(biases, std=2.0)  # zeros average over places: where an object is would be lost
+    nn.init.orthogonal_(model.get_input_embeddings().weight)
     return model
 
 

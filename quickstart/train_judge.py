@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup
 
 from quickstart.course import random_scenes, words, write_annotations
-from quickstart.judge import new_model, new_processor, visual_tokens
-from quickstart.world import ATTRIBUTES, COLUMN, prompt_of, render
+from quickstart.judge import WIDTH, new_model, new_processor, visual_tokens
+from quickstart.world import ATTRIBUTES, COLUMN, PROMPTED, prompt_of, render
 from rewards.checklist import Checklist
 from rewards.finetune import train_judge
 from rewards.finetune_settings import read_training
@@ -68,34 +68,46 @@ def redraw(generator: str | Path, scenes: np.ndarray, rng: np.random.Generator, 
 
 
 class AttributeHeads(nn.Module):
-    """Linear heads that read every attribute off the visual token; used in training only."""
+    """Linear heads that read every attribute off the visual token; used in training only.
 
-    def __init__(self, width: int):
+    What a prompt names is read along the embeddings of its words, so that a picture comes to lie where the
+    words do that describe it, and the language model need not learn each word's counterpart.
+    """
+
+    def __init__(self, model, processor):
         super().__init__()
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()}
-        )
+        embeddings, token = model.get_input_embeddings().weight, processor.tokenizer.convert_tokens_to_ids
+        self.named = {name: embeddings[token(list(ATTRIBUTES[name]))].detach() for name in PROMPTED}
+        others = {name: values for name, values in ATTRIBUTES.items() if name not in PROMPTED}
+        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(values)) for name, values in others.items()})
+
+    def logits(self, visual: Tensor) -> dict[str, Tensor]:
+        """Return by attribute the logits [B, values] of visual tokens [B, 1, D]."""
+        token = visual[:, 0]
+        return {name: token @ words.T for name, words in self.named.items()} | {
+            name: head(token) for name, head in self.heads.items()
+        }
 
     def loss(self, visual: Tensor, scenes: Tensor) -> Tensor:
         """Return the cross-entropy, summed over attributes, of visual tokens [B, 1, D] for scenes [B, 8]."""
         present = scenes[:, COLUMN["present"]] == 1
         losses = []
-        for name, head in self.heads.items():
+        for name, logits in self.logits(visual).items():
             rows = slice(None) if name in ("background", "specks", "present") else present
-            loss = cross_entropy(head(visual.flatten(1))[rows], scenes[rows, COLUMN[name]])
+            loss = cross_entropy(logits[rows], scenes[rows, COLUMN[name]])
             losses.append(loss * SHAPE if name == "shape" else loss)
         return torch.stack(losses).sum()
 
 
 def teach_tower(
-    model, drawn: tuple[np.ndarray, np.ndarray], steps: int, rng: np.random.Generator, say
+    model, processor, drawn: tuple[np.ndarray, np.ndarray], steps: int, rng: np.random.Generator, say
 ) -> None:
     """Teach the vision tower and the projector attributes, in place.
 
     drawn: pictures that the generator has drawn anew, and their scenes. Each batch is half of them, half
     renders.
     """
-    heads = AttributeHeads(model.config.text_config.hidden_size)
+    heads = AttributeHeads(model, processor)
     modules = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, heads]).train()
     modules.to(memory_format=torch.channels_last)  # faster on CPU by a tenth
     optimizer = torch.optim.AdamW(modules.parameters(), lr=PEAK, weight_decay=0.02)
@@ -140,7 +152,7 @@ def prepare(
     say(f"{len(drawn)} pictures drawn anew by the generator")
     processor = new_processor(words(checklist))
     model = new_model(processor)
-    teach_tower(model, (drawn[validated:], scenes[validated:]), tower_steps, rng, say)
+    teach_tower(model, processor, (drawn[validated:], scenes[validated:]), tower_steps, rng, say)
     processor.save_pretrained(part / "start")
     model.save_pretrained(part / "start")
     sides = {
@@ -168,8 +180,8 @@ def main(
     """Train the judge and write its folder to `out`; sums, and so the weights, depend on `threads`.
 
     overrides: settings of `mpo train-judge`, `key=value`. What it starts and learns from stays beside `out`
-    and serves again when training was cut short; `mpo train-judge configs/judges/quickstart.yaml` finds it where
-    `out` is runs/judge.
+    and serves again when training was cut short; `mpo train-judge configs/judges/quickstart.yaml` finds it
+    where `out` is runs/judge.
     """
     began, out = time.perf_counter(), Path(out)
     if out.exists():
