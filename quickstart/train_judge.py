@@ -39,7 +39,7 @@ VISITS = 2  # annotations of each picture that was drawn anew: with another prom
 STRENGTHS = (0.05, 0.15, 0.05, 0.3)  # how far back into noise before drawing anew; further changes shapes
 VALIDATED = 256  # pictures to validate on, of each kind
 TOWER_STEPS, TOWER_BATCH, PEAK = 800, 64, 2e-3  # PEAK: learning rate
-CLEAN = 0.3  # share of the tower's steps, the first, without defects: shapes, which come last, come sooner so
+SHARP = 0.3  # share of the tower's steps, the first, without blur: shapes, which come last, come sooner so
 SHAPE = 3.0  # how much more shapes count to the tower than each other attribute
 
 
@@ -116,8 +116,8 @@ def teach_tower(
     for step in range(steps):
         rows, fresh = rng.integers(0, len(known), TOWER_BATCH // 2), random_scenes(TOWER_BATCH // 2, rng)
         scenes = np.concatenate([known[rows], fresh])
-        if step < CLEAN * steps:
-            scenes[:, [COLUMN["blur"], COLUMN["specks"]]] = 0
+        if step < SHARP * steps:
+            scenes[:, COLUMN["blur"]] = 0
             shown = render(scenes, rng)
         else:
             shown = np.concatenate([pictures[rows], render(fresh, rng)])
