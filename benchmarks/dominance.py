@@ -1,6 +1,7 @@
 """Dominance filtering at the size of a large run, against a plain double loop on a sample of its prompts.
 
-    python benchmarks/dominance.py [--prompts 100000] [--candidates 8] [--objectives 9] [--threads 1]
+    PYTHONPATH=. python benchmarks/dominance.py [--prompts 100000] [--candidates 8] [--objectives 9]
+        [--threads 1]
 
 Prints the seconds of the filter (best of three), its time per prompt at a tenth of the prompts and at all of
 them, and the ratio to the double loop, whose pairs must be the same.

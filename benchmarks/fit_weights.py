@@ -1,6 +1,6 @@
 """Time of learning 60 weights from 44,000 preferences, as many as VisionReward has for images.
 
-    python benchmarks/fit_weights.py [--pairs 44000] [--questions 60]
+    PYTHONPATH=. python benchmarks/fit_weights.py [--pairs 44000] [--questions 60]
 
 Prints the seconds of each solver and of the whole report: both solvers, 400 bootstrap resamples, 5-fold
 cross-validation, regularisation path and learning curve.

@@ -5,8 +5,8 @@ whole prompt, read the first token. Ours encodes once, runs the prefix once, and
 cache. Same random weights, same process, one thread. Seconds are those of the processor, so that other
 programs count little, and the two ways take turns.
 
-    python benchmarks/one_pass_scoring.py
-    python benchmarks/one_pass_scoring.py cogvlm2-video --questions 29
+    PYTHONPATH=. python benchmarks/one_pass_scoring.py
+    PYTHONPATH=. python benchmarks/one_pass_scoring.py cogvlm2-video --questions 29
 """
 
 from __future__ import annotations

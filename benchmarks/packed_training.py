@@ -1,6 +1,6 @@
 """Time of a training step on a picture's questions: one packed sequence against one sequence a question.
 
-    python benchmarks/packed_training.py [--questions 20] [--device cpu]
+    PYTHONPATH=. python benchmarks/packed_training.py [--questions 20] [--device cpu]
 
 A LLaVA with random weights, its picture 576 tokens. Prints the seconds of a forward and backward pass of both
 ways, their ratio, and how far their gradients differ.

@@ -1,6 +1,6 @@
 """How often a weight's 95 % bootstrap interval holds the true weight, over repeated synthetic preferences.
 
-    python benchmarks/weight_coverage.py [--repetitions 200] [--pairs 1500]
+    PYTHONPATH=. python benchmarks/weight_coverage.py [--repetitions 200] [--pairs 1500]
 
 Twelve questions: eight with weights from 1.2 down to 0.1, two without influence, and two confounds, a noisy
 copy of the strongest question and a noisy opposite of the second.

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from mpo.cli_rewards import Cache, Checklist, Judge, Reward, Settings, reward_settings
+from mpo.cli_rewards import Cache, Checklist, Judge, Reward, Settings, reward_settings, warnings_in_a_line
 from mpo.config import ConfigError
-from mpo.store import write_json
+from mpo.store import write_bytes, write_json
 
 Data = Annotated[
     Path, typer.Argument(help="Preferences: .parquet, .jsonl, .json, or a folder of .parquet files.")
@@ -59,7 +59,7 @@ def fit_weights(
     """
     from mpo.learn_tables import weight_tables
     from rewards.build import load_reward
-    from rewards.preferences import read_preferences
+    from rewards.preferences import one_side, read_preferences
     from rewards.regression import SOLVERS, Penalty
     from rewards.scoring import answer_differences, learnable, score_pairs
     from rewards.weights import learn_weights
@@ -67,8 +67,11 @@ def fit_weights(
     if solver not in SOLVERS:
         raise ConfigError(f"--solver {solver}: must be one of {', '.join(SOLVERS)}")
     pairs = read_preferences(data, media, _meanings(answer), allow_missing)
+    if not pairs.verdicts.any():
+        raise ValueError(f"{data}: all {len(pairs)} pairs are ties, so no weight can be learned")
     scorer = load_reward(reward_settings(reward, judge, checklist, settings, cache))
-    cards = score_pairs(scorer, pairs, allow_missing)
+    with warnings_in_a_line():
+        cards = score_pairs(scorer, pairs, allow_missing)
     differences, kept = answer_differences(cards, pairs, scorer.checklist)
     names = learnable(scorer.checklist)
     report = learn_weights(
@@ -79,6 +82,8 @@ def fit_weights(
     learned.to_yaml(out)
     write_json(out.with_suffix(".fit.json"), report.to_dict())
     weight_tables(report)
+    if note := one_side(pairs.verdicts):
+        print(f"note: {note}")
     if len(kept) < len(pairs):
         print(f"{len(pairs) - len(kept)} of {len(pairs)} pairs left out: ties, or an item without a score")
     print(f"{out}: {learned.name}, {len(learned.columns)} of {len(names)} columns carry weight")
@@ -114,10 +119,11 @@ def bench_reward(
     names = [path.stem for path in reward]
     if len(set(names)) < len(names):
         raise ConfigError(f"--reward: {', '.join(names)}: files must differ in name")
-    scores = {
-        name: level_scores(score_pairs(_reward(path, settings, cache), pairs, allow_missing))
-        for name, path in zip(names, reward, strict=True)
-    }
+    with warnings_in_a_line():
+        scores = {
+            name: level_scores(score_pairs(_reward(path, settings, cache), pairs, allow_missing))
+            for name, path in zip(names, reward, strict=True)
+        }
     report = benchmark(scores, pairs.verdicts, pairs.groups, resamples, seed)
     if out is not None:
         write_json(out, {"data": str(data), "verdicts": pairs.spellings, **report.to_dict()})
@@ -166,7 +172,8 @@ def new(
         raise ConfigError(f"--template {template}: must be one of {', '.join(TEMPLATES)}")
     if out.exists():
         raise FileExistsError(f"{out}: exists already; choose another name")
-    out.write_text(text(template, out.stem), encoding="utf-8")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(out, text(template, out.stem).encode())
     print(f"{out}: {template} checklist; edit it, then run: mpo checklist check {out}")
 
 

@@ -157,7 +157,7 @@ def compare(
     from rewards.compare import compare as compare_two
 
     found = load_reward(reward_settings(reward, judge, checklist, settings, cache))
-    with _warnings_in_a_line():
+    with warnings_in_a_line():
         result = compare_two(found, first, second, prompt)
     if as_json:
         print(json.dumps(result.to_dict()))
@@ -258,13 +258,13 @@ def _score(reward, items: list[Path], prompts: list[str]) -> list[Scorecard]:
     from rich.console import Console
     from rich.progress import track
 
-    with _warnings_in_a_line():
+    with warnings_in_a_line():
         stream = reward.stream(items, prompts)
         shown = {"console": Console(stderr=True), "transient": True, "disable": not sys.stderr.isatty()}
         return list(track(stream, "scoring", total=len(items), **shown))
 
 
-class _warnings_in_a_line(warnings.catch_warnings):
+class warnings_in_a_line(warnings.catch_warnings):
     """Shows warnings as one line each, without the place in the code that they come from."""
 
     def __enter__(self):

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from rewards.preferences import one_side
 from rewards.regression import draw_counts
 from rewards.weights import Estimate
 
@@ -164,12 +165,8 @@ def check_verdicts(verdicts) -> list[str]:
     notes = []
     if verdicts.all():
         notes.append("no pair is a tie: tau and diff are the same accuracy unless scores are equal")
-    if len(set(verdicts[verdicts != 0].tolist())) == 1:
-        side = "first" if verdicts.max() > 0 else "second"
-        notes.append(
-            f"the {side} item is preferred in every pair: check that the verdicts were read as meant"
-        )
-    return notes
+    note = one_side(verdicts)
+    return notes + [note] if note else notes
 
 
 def _resampled(gaps, verdicts, counts):

@@ -119,6 +119,14 @@ def read_verdicts(where: str, values: Sequence, answers: Mapping[str, str] | Non
     return np.array([known[spelling] for spelling in spelled]), seen
 
 
+def one_side(verdicts: np.ndarray) -> str | None:
+    """What to check where people always prefer the same side; None where both sides win."""
+    if len(set(verdicts[verdicts != TIE].tolist())) != 1:
+        return None
+    side = "first" if verdicts.max() > 0 else "second"
+    return f"the {side} item is preferred in every pair: check that the verdicts were read as meant"
+
+
 def _spelling(value) -> str:
     """One spelling for " Tie " and "tie", for 1, 1.0 and "1"."""
     if isinstance(value, float) and value.is_integer():

@@ -17,6 +17,8 @@ from rewards.judges.base import Answers, Failure, FeatureModel, Judge
 from rewards.media import Media, load_media
 from rewards.scorecard import Scorecard, scorecard
 
+ENOUGH = 20  # answers, all of them the same word, that make one suspect the judge
+
 
 class VisionReward:
     """Scores media by a checklist that a judge answers.
@@ -233,14 +235,21 @@ class _Watch:
             raise ValueError(self.first_reason)
 
     def warn_if_same(self) -> None:
-        """Warns when several different items got the same answers to five questions or more."""
+        """Warns when several different items got the same answers to five questions or more, or one word as
+        `ENOUGH` answers.
+        """
         distinct = set(self.answered.values())
-        if len(self.answered) > 1 and len(distinct) == 1 and len(answers := distinct.pop()) >= 5:
-            same = {True: "yes to everything", False: "no to everything"}
-            what = same[answers[0]] if len(set(answers)) == 1 else "the same answers"
+        if len(self.answered) < 2 or len(distinct) > 1:
+            return
+        answers = distinct.pop()
+        one_word = len(set(answers)) == 1
+        if len(answers) >= 5 or (one_word and len(answers) * len(self.answered) >= ENOUGH):
+            word = "yes" if answers[0] else "no"
+            what = f"{word} to everything" if one_word else "the same answers"
+            cause = f"a template after which {word} always comes first" if one_word else "its template"
             warnings.warn(
-                f"{self.judge} gave all {len(self.answered)} items {what}; "
-                "check its template, precision and weights",
+                f"{self.judge} gave all {len(self.answered)} items {what}, so they cannot be told apart; "
+                f"the likely cause is {cause}, then its precision or its weights",
                 stacklevel=3,
             )
 

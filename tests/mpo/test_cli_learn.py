@@ -112,6 +112,42 @@ def test_fitted_checklist_scores_at_once_and_beats_equal_weights(mpo, data, tmp_
     assert cards[0].total == pytest.approx(weights["sharp"] + weights["bright"])  # no face: smile counts 0
 
 
+def test_fit_without_a_preference_or_with_one_side_only(mpo, data, tmp_path):
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+
+    def fit(name, verdict_of):
+        path = data.parent / name  # items lie beside it
+        path.write_text("\n".join(json.dumps(row | {"preference": verdict_of(row)}) for row in rows[:150]))
+        options = "--judge pixels --checklist checklist.yaml --resamples 20 --out".split()
+        return mpo("fit-weights", path, *options, tmp_path / "learned.yaml")
+
+    tied = fit("tied.jsonl", lambda row: "tie")
+    assert "all 150 pairs are ties, so no weight can be learned" in str(tied.exception)
+    assert not (tmp_path / "learned.yaml").exists()
+
+    def sharper_first(row):  # so that the first is always preferred, and with reason
+        one, two = (int(row[name].split(".")[0]) & 2 for name in ("item_1", "item_2"))
+        return "1" if one >= two else "tie"
+
+    one_sided = fit("one_sided.jsonl", sharper_first)
+    assert one_sided.exit_code == 0, one_sided.output
+    assert "note: the first item is preferred in every pair" in one_sided.output
+    assert Checklist.from_yaml(tmp_path / "learned.yaml").questions[1].weight > 0
+
+
+def test_a_judge_that_says_no_to_everything_is_named_with_the_likely_cause(mpo, data, tmp_path, monkeypatch):
+
+    def no(self, value, asked):
+        return Answers(torch.full((len(asked),), -3.0), torch.full((len(asked),), -0.1))
+
+    monkeypatch.setattr(PixelJudge, "_one", no)
+    options = "--judge pixels --checklist checklist.yaml --out".split()
+    result = mpo("fit-weights", data, *options, tmp_path / "learned.yaml")
+    assert "every pair has the same answers on both sides" in str(result.exception)
+    assert "mpo: warning: pixels gave all 32 items no to everything" in result.stderr
+    assert "the likely cause is a template after which no always comes first" in result.stderr
+
+
 def test_benchmark_reports_tau_and_diff_by_dimension(mpo, data, tmp_path):
     out = tmp_path / "report.json"
     result = mpo(

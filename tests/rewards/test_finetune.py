@@ -2,6 +2,7 @@ import json
 import logging
 from dataclasses import replace
 
+import golden_cogvlm2
 import numpy as np
 import pytest
 import torch
@@ -136,6 +137,19 @@ def test_sequences_are_balanced_shuffled_and_fixed_by_the_seed(tiny_vlm, data, t
     together = draw_sequences(annotations, replace(given, questions_per_sequence=2, balanced=False))
     orders = {tuple(row["questions"]) for row in together}
     assert orders == {(0, 1), (1, 0)} and len(together) == 72
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_cogvlm2_is_taught_like_any_other(mode, tiny_vlm, data, tmp_path):
+    start, out = golden_cogvlm2.FOLDER / "image", tmp_path / "judge"
+    given = settings(tiny_vlm, data, out, judge=str(start), mode=mode, epochs=1, learning_rate=1e-2)
+    train_judge(given)
+    before, after = load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name].float(), after[name].float())}
+    assert changed and (mode == "full" or not any("norm" in name or "embed" in name for name in changed))
+    answers = load_judge(out, device="cpu").answer([golden_cogvlm2.picture()], [[BRIGHT]])
+    assert torch.isfinite(answers[0].p_yes).all()
 
 
 def test_items_that_cannot_be_judged_are_counted(tiny_vlm, data, caplog):
