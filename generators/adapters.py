@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from generators.base import Conditioning
 from generators.pipeline import PipelineGenerator
 
 ADAPTER = "default"
+PREVIOUS = "previous"  # the adapter that a later round may be compared with
 
 
 class Denoiser(nn.Module):
@@ -57,11 +60,14 @@ class LoraTuning:
         dropout: float = 0.0,
         targets: Sequence[str] | None = None,
         seed: int = 0,
+        start: str | Path | None = None,
+        against_start: bool = False,
     ):
         """Adapters on the modules whose name ends in one of `targets`, started from `seed`.
 
-        `targets` None: the family's attention projections. At the start they change nothing. ValueError for a
-        target that matches no module.
+        `targets` None: the family's attention projections. At the start they change nothing, or else they are
+        those that `save` wrote to the folder `start`; with `against_start` the reference has these too.
+        ValueError for a target that matches no module.
         """
         self.generator = generator
         targets = list(targets or generator.lora_targets)
@@ -82,19 +88,43 @@ class LoraTuning:
                 parameter.requires_grad
             ):  # in float32 whatever the base is in: small updates vanish in half precision
                 parameter.data = parameter.data.float()
+        if start is not None:
+            self.restore(start)
+        self._against_start = start is not None and against_start
+        if self._against_start:
+            self._add_previous()
         self.policy, self.frozen = Denoiser(generator, generator.model), None
         self._layers = [module for module in generator.model.modules() if isinstance(module, BaseTunerLayer)]
 
     @contextmanager
     def reference(self, policy: nn.Module) -> Iterator[nn.Module]:
         """The reference denoiser, callable as `policy` (the policy as the trainer wrapped it) is."""
-        for layer in self._layers:
-            layer.enable_adapters(False)
+        self._refer(True)
         try:
             yield policy
         finally:
-            for layer in self._layers:
-                layer.enable_adapters(True)
+            self._refer(False)
+
+    def _refer(self, on: bool) -> None:
+        """Run the reference's adapter, if it has one, in place of the trained one."""
+        for layer in self._layers:
+            if self._against_start:  # not `set_adapter`, which takes the gradient from the other one
+                layer._active_adapter = [PREVIOUS if on else ADAPTER]
+            else:
+                layer.enable_adapters(not on)
+
+    def _add_previous(self) -> None:
+        """A frozen copy of the adapter as it is now, without dropout."""
+        model = self.generator.model
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # the second is wanted
+            model.add_adapter(replace(self.config, lora_dropout=0.0), PREVIOUS)
+        model.set_adapter(ADAPTER)
+        parameters = dict(model.named_parameters())
+        for name, parameter in parameters.items():
+            if f".{PREVIOUS}." in name:
+                trained = parameters[name.replace(f".{PREVIOUS}.", f".{ADAPTER}.")]
+                parameter.requires_grad_(False).data = trained.detach().clone()
 
     def state(self) -> dict[str, Tensor]:
         """The adapter's tensors by name: the parameters themselves, sharded where they are."""
@@ -136,10 +166,14 @@ class FullTuning:
     autocast.
     """
 
-    def __init__(self, generator: PipelineGenerator):
+    def __init__(self, generator: PipelineGenerator, reference: nn.Module | None = None, needed: bool = True):
+        """`reference` None: the denoiser as it is now. Not `needed`: there is none, and no memory for it."""
         self.generator = generator
         generator.model.float()
-        self.frozen = Denoiser(generator, copy.deepcopy(generator.model)).requires_grad_(False)
+        self.frozen = None
+        if needed:
+            reference = copy.deepcopy(generator.model) if reference is None else reference.float()
+            self.frozen = Denoiser(generator, reference).requires_grad_(False)
         generator.model.requires_grad_(True)
         self.policy = Denoiser(generator, generator.model)
 
@@ -180,6 +214,12 @@ class FullTuning:
 
 
 Tuning = LoraTuning | FullTuning
+
+
+def load_denoiser(generator: PipelineGenerator, folder: str | Path) -> None:
+    """Give the generator the denoiser that `FullTuning.save` wrote, in the generator's own precision."""
+    saved = type(generator.model).from_pretrained(folder)
+    generator.model.load_state_dict(saved.state_dict())
 
 
 def shard_like(parameter: Tensor, value: Tensor) -> Tensor:

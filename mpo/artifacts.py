@@ -7,19 +7,19 @@ is there already, and runs that agree up to some stage share everything up to it
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import quickstart
 from mpo.config import RunConfig, to_yaml
-from mpo.prompts import prompt_sets
+from mpo.prompts import prompt_sets, validation_prompts
 from mpo.store import Artifact, Identities, digest, write_bytes, writing
 from rewards.fetch import RELEASES, fetched_folder
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
-VERSIONS = {"generate": 1, "score": 1, "pair": 1, "train": 1, "evaluate": 1, "report": 1}
+VERSIONS = {"generate": 1, "score": 1, "pair": 1, "train": 1, "select": 1, "evaluate": 1, "report": 1}
 CONFIG = "config.yaml"
 
 # Settings of training that change neither the adapter nor what it is called.
@@ -33,8 +33,35 @@ _ORACLES = {  # the code that decides what an oracle says
 
 
 @dataclass(frozen=True)
+class Round:
+    """Once from sampling to a tuned model. A run has one, or several one after the other."""
+
+    candidates: Artifact
+    scores: Artifact
+    pairs: Artifact
+    training: Artifact
+    validated: Mapping[
+        int, tuple[Artifact, Artifact]
+    ]  # step -> validation samples of its weights, and scores
+    selection: Artifact | None  # the best of them; None: the last step's weights are taken
+    before: Artifact | None  # whose weights the round starts with; None: the base model's
+    seed: int
+
+    @property
+    def result(self) -> Artifact:
+        """The artifact that holds the tuned model."""
+        return self.selection or self.training
+
+    def items(self) -> list[tuple[str, Artifact]]:
+        found = [(name, getattr(self, name)) for name in ("candidates", "scores", "pairs", "training")]
+        for step, (samples, scores) in self.validated.items():
+            found += [(f"validation_{step}", samples), (f"validation_{step}_scores", scores)]
+        return found + ([("selection", self.selection)] if self.selection else [])
+
+
+@dataclass(frozen=True)
 class Artifacts:
-    """The artifacts of one run in the order in which they are made."""
+    """The artifacts of one run in the order in which they are made; the first four are its last round's."""
 
     candidates: Artifact
     scores: Artifact
@@ -48,11 +75,22 @@ class Artifacts:
     tuned_facts: Artifact | None
     evaluation: Artifact
     report: Artifact
+    rounds: tuple[Round, ...] = ()
 
     def items(self) -> list[tuple[str, Artifact]]:
         """(name, artifact) in order, without those that this run does not make."""
-        found = [(entry.name, getattr(self, entry.name)) for entry in fields(self)]
+        found = []
+        for number, part in enumerate(self.rounds, 1):
+            prefix = f"round_{number}_" if number < len(self.rounds) else ""
+            found += [(prefix + name, artifact) for name, artifact in part.items()]
+        names = [entry.name for entry in fields(self) if entry.name not in ("rounds", *dict(found))]
+        found += [(name, getattr(self, name)) for name in names]
         return [(name, artifact) for name, artifact in found if artifact is not None]
+
+    @property
+    def result(self) -> Artifact:
+        """The artifact that holds the tuned model."""
+        return self.rounds[-1].result if self.rounds else self.training
 
 
 @dataclass(frozen=True)
@@ -63,6 +101,7 @@ class Run:
     train_prompts: list[str]
     heldout_prompts: list[str]
     artifacts: Artifacts
+    validation_prompts: Sequence[str] = ()
 
     @property
     def folder(self) -> Path:
@@ -76,7 +115,7 @@ class Run:
         for name, artifact in made.items():
             _link(self.folder / "artifacts" / name, artifact.folder, artifact.done)
         for name in ("adapter", "pipeline"):
-            _link(self.folder / name, made.training.folder / name, made.training.done)
+            _link(self.folder / name, made.result.folder / name, made.result.done)
         for name, artifact in (("evaluation.json", made.evaluation), ("report.html", made.report)):
             if artifact.done:
                 write_bytes(self.folder / name, (artifact.folder / name).read_bytes())
@@ -92,6 +131,9 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
     as not made yet.
     """
     train, heldout = prompt_sets(config.prompts)
+    validation = []
+    if config.validate.every:
+        validation = validation_prompts(config.prompts, config.validate.prompts, train, heldout)
     identities = Identities(Path(config.store))
 
     def identity(setting: str, path: str) -> str | None:
@@ -115,7 +157,8 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
             "oracle": config.evaluate.oracle,
             "code": [identities.of(str(source)) for source in sources],
         }
-    return Run(config, train, heldout, _name(config, train, heldout, generator, reward, oracle))
+    made = _name(config, (train, heldout, validation), generator, reward, oracle)
+    return Run(config, train, heldout, made, validation)
 
 
 def _checklist_path(source: str) -> str:
@@ -141,24 +184,26 @@ def _check_model(setting: str, path: str, index: str) -> None:
 
 def _name(
     config: RunConfig,
-    train: Sequence[str],
-    heldout: Sequence[str],
+    prompts: tuple[Sequence[str], Sequence[str], Sequence[str]],
     generator: dict[str, Any],
     reward: dict[str, Any],
     oracle: dict[str, Any] | None,
 ) -> Artifacts:
     store = Path(config.store)
+    train, heldout, validation = prompts
 
     def made(stage: str, **inputs: Any) -> Artifact:
         return Artifact.at(store, stage, {"version": VERSIONS[stage], **inputs})
 
-    def samples(prompts: Sequence[str], purpose: str, count: int, adapter: str | None = None) -> Artifact:
+    def samples(
+        prompts: Sequence[str], purpose: str, count: int, adapter: str | None = None, seed: int = config.seed
+    ) -> Artifact:
         return made(
             "generate",
             generator=generator,
             adapter=adapter,
             prompts=digest(list(prompts)),
-            seed=[config.seed, purpose],
+            seed=[seed, purpose],
             samples=count,
             shard_size=config.generate.shard_size,
         )
@@ -166,18 +211,39 @@ def _name(
     def scores(of: Artifact, by: dict[str, Any]) -> Artifact:
         return made("score", samples=of.name, reward=by)
 
-    candidates = samples(train, "train", config.generate.candidates)
-    scored = scores(candidates, reward)
-    pairs = made(
-        "pair",
-        scores=scored.name,
-        objectives=asdict(config.objectives),
-        pairs=asdict(config.pairs) | {"candidates": config.pairs.candidates or config.generate.candidates},
-        seed=config.seed,
-    )
-    training = made("train", pairs=pairs.name, train=_settings(config.train, *_UNSEEN), seed=config.seed)
+    def one_round(number: int, before: Artifact | None) -> Round:
+        """Round `number`, from 0; a run of more rounds shares its first with a run of one."""
+        seed, start = config.seed + number, before and before.name
+        candidates = samples(train, "train", config.generate.candidates, start, seed)
+        scored = scores(candidates, reward)
+        count = config.pairs.candidates or config.generate.candidates
+        choice = {
+            "objectives": asdict(config.objectives),
+            "pairs": asdict(config.pairs) | {"candidates": count},
+        }
+        pairs = made("pair", scores=scored.name, **choice, seed=seed)
+        further = {"start": start, "reference": config.reference} if before else {}
+        further |= {"keep": config.validate.every} if config.validate.every else {}
+        training = made(
+            "train", pairs=pairs.name, train=_settings(config.train, *_UNSEEN), seed=seed, **further
+        )
+        validated, selection = {}, None
+        if config.validate.every:
+            for step in steps_to_validate(config):
+                weights = f"{training.name}/{step}" if step else start
+                drawn = samples(validation, "validation", config.validate.samples, weights)
+                validated[step] = drawn, scores(drawn, reward)
+            selection = made(
+                "select", training=training.name, scores=[s.name for _, s in validated.values()], **choice
+            )
+        return Round(candidates, scored, pairs, training, validated, selection, before, seed)
+
+    rounds: list[Round] = []
+    for number in range(config.rounds):
+        rounds.append(one_round(number, rounds[-1].result if rounds else None))
+    last = rounds[-1]
     base = samples(heldout, "heldout", config.evaluate.samples)
-    tuned = samples(heldout, "heldout", config.evaluate.samples, training.name)
+    tuned = samples(heldout, "heldout", config.evaluate.samples, last.result.name)
     base_scores, tuned_scores = scores(base, reward), scores(tuned, reward)
     base_facts, tuned_facts = (scores(base, oracle), scores(tuned, oracle)) if oracle else (None, None)
     evaluation = made(
@@ -186,11 +252,27 @@ def _name(
         bootstrap=config.evaluate.bootstrap,
         seed=config.seed,
     )
-    report = made("report", name=config.name, training=training.name, evaluation=evaluation.name)
+    report = made("report", name=config.name, training=last.training.name, evaluation=evaluation.name)
     return Artifacts(
-        candidates, scored, pairs, training,
-        base, base_scores, base_facts, tuned, tuned_scores, tuned_facts, evaluation, report,
+        last.candidates, last.scores, last.pairs, last.training,
+        base, base_scores, base_facts, tuned, tuned_scores, tuned_facts, evaluation, report, tuple(rounds),
     )  # fmt: skip
+
+
+def steps_to_validate(config: RunConfig) -> list[int]:
+    """The optimiser steps whose weights are compared: 0 (as the round began), every n-th, and the last."""
+    return [*range(0, config.train.steps, config.validate.every or config.train.steps), config.train.steps]
+
+
+def weights(made: Artifact) -> Path:
+    """What a result holds of the tuned model: a folder with its adapter, or a pipeline."""
+    adapter = made.folder / "adapter"
+    return adapter if adapter.is_dir() else made.folder / "pipeline"
+
+
+def kept_weights(training: Artifact, step: int) -> Path:
+    """Where a training run keeps the weights of an optimiser step that is to be validated."""
+    return training.folder / "steps" / f"{step:06d}"
 
 
 def _link(path: Path, target: Path, there: bool) -> None:

@@ -63,7 +63,7 @@ def run(
     if until not in STAGES:
         raise ConfigError(f"--until {until}: must be one of {', '.join(STAGES)}")
     from mpo.artifacts import resolve
-    from mpo.show import evaluation_table, yield_table
+    from mpo.show import evaluation_table, validation_table, yield_table
 
     settings = load(config, overrides or ())
     found = resolve(settings)
@@ -74,6 +74,7 @@ def run(
     if not _is_main():
         return
     yield_table(found)
+    validation_table(found)
     evaluation_table(found)
     if settings.evaluate.fail_on_regression and STAGES.index(until) >= STAGES.index("evaluate"):
         fallen = found.artifacts.evaluation.facts()["regressions"]
@@ -105,7 +106,7 @@ def show(run: Annotated[Path, typer.Argument(help="A run's folder, or its name u
     mpo show quickstart
     """
     from mpo.artifacts import CONFIG, resolve
-    from mpo.show import evaluation_table, stage_table, yield_table
+    from mpo.show import evaluation_table, stage_table, validation_table, yield_table
 
     folder = run if run.is_dir() else Path("runs") / run
     if not (folder / CONFIG).is_file():
@@ -113,6 +114,7 @@ def show(run: Annotated[Path, typer.Argument(help="A run's folder, or its name u
     found = resolve(load(folder / CONFIG), now=False)
     stage_table(found)
     yield_table(found)
+    validation_table(found)
     evaluation_table(found)
 
 

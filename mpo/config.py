@@ -56,6 +56,7 @@ class PromptsConfig:
     heldout: str = "???"
     train_limit: int | None = number(None, least=1)
     heldout_limit: int | None = number(None, least=1)
+    validation: str | None = None  # None: those of `train` that follow its first train_limit
 
 
 @dataclass
@@ -186,6 +187,15 @@ class TrainConfig:
 
 
 @dataclass
+class ValidateConfig:
+    """Which of the checkpoints is taken: the last, or the best by reward on prompts of its own."""
+
+    every: int | None = number(None, least=1)  # optimiser steps; None: the last checkpoint is taken
+    prompts: int = number(32, least=1)
+    samples: int = number(1, least=1)  # per prompt, from the same seeds for every checkpoint
+
+
+@dataclass
 class EvaluateConfig:
     samples: int = number(1, least=1)  # per held-out prompt, base and tuned from the same seeds
     bootstrap: int = number(2000, least=100)  # resamples of prompts for the 95 % intervals
@@ -213,6 +223,9 @@ class RunConfig:
     objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
     pairs: PairsConfig = field(default_factory=PairsConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    rounds: int = number(1, least=1)  # from the second on, candidates come from the model tuned so far
+    reference: str = one_of("base", "base", "previous")  # what a later round's model is compared with
+    validate: ValidateConfig = field(default_factory=ValidateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -26,9 +26,9 @@ class Models:
         self._name: tuple[Any, ...] = ()
         self._model: Any = None
 
-    def generator(self, tuned: Path | None = None) -> Generator:
-        """The generator as it was, or as the `train` artifact in the folder `tuned` made it."""
-        return self._hold("generator", tuned)
+    def generator(self, weights: Path | None = None) -> Generator:
+        """The generator as it was, or with `weights`: a folder with an adapter, a denoiser or a pipeline."""
+        return self._hold("generator", weights)
 
     def reward(self, oracle: str | None = None) -> VisionReward:
         """The run's reward, or the oracle."""
@@ -52,13 +52,14 @@ class Models:
         match kind, which:
             case "generator", None:
                 return build_generator(config.generator)
-            case "generator", folder if config.train.mode == "full":
-                return build_generator(replace(config.generator, path=str(folder / "pipeline")))
+            case "generator", folder if (folder / "model_index.json").is_file():
+                return build_generator(replace(config.generator, path=str(folder)))
             case "generator", folder:
-                from generators.adapters import load_adapter
+                from generators.adapters import load_adapter, load_denoiser
 
                 generator = build_generator(config.generator)
-                load_adapter(generator, folder / "adapter")
+                load = load_adapter if config.train.mode == "lora" else load_denoiser
+                load(generator, folder)
                 return generator
             case "reward", None:
                 cache = config.reward.cache or f"{config.store}/score-cache"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -13,20 +12,17 @@ import transformers
 from accelerate import PartialState
 from tqdm import tqdm
 
-from generators.adapters import FullTuning, LoraTuning
-from generators.build import build_generator
-from mpo.artifacts import Run
-from mpo.config import GRANULARITIES, STAGES, RunConfig
+from mpo.artifacts import Round, Run, kept_weights, weights
+from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
 from mpo.models import Models
 from mpo.objectives import at_granularity, parts
 from mpo.pairs import choose_pairs
 from mpo.processes import join, make, share
-from mpo.samples import preference_pairs, sample_shard
+from mpo.samples import sample_shard
 from mpo.scores import first_candidates, paths, read_scores, write_names, write_scores
-from mpo.store import Artifact, disk_errors, read_table, write_bytes, write_json, write_table
-from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
-from mpo.training_arguments import training_arguments
+from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
+from mpo.training import select, train
 from mpo.yields import MARGINS, yield_report
 from rewards import load_checklist
 
@@ -52,22 +48,36 @@ def run_stages(run: Run, until: str = "report") -> None:
     for library in (transformers, diffusers):
         library.utils.logging.disable_progress_bar()
     session = Session(run, join(run.config.generator.device), Models(run.config))
-    for stage in STAGES[: STAGES.index(until) + 1]:
+    for stage, made in _order(run, until):
         match stage:
             case "generate":
-                generate(session, run.artifacts.candidates, run.train_prompts)
+                generate(session, made.candidates, run.train_prompts, made.before and weights(made.before))
             case "score":
-                score(session, run.artifacts.scores, run.artifacts.candidates)
+                score(session, made.scores, made.candidates)
             case "pair":
-                pair(session)
+                pair(session, made)
             case "train":
-                train(session)
+                train(session, made)
+                if made.validated:
+                    validate(session, made)
             case "evaluate":
                 evaluate(session)
             case "report":
                 report(session)
         if session.process.is_main_process:
             run.publish()
+
+
+def _order(run: Run, until: str) -> Iterator[tuple[str, Round | None]]:
+    """The stages up to `until`, each with its round; one within a round ends the first, `train` the last."""
+    of_round = STAGES[: STAGES.index("train") + 1]
+    for made in run.artifacts.rounds:
+        for stage in of_round:
+            yield stage, made
+            if stage == until != "train":
+                return
+    for stage in STAGES[len(of_round) : STAGES.index(until) + 1]:
+        yield stage, None
 
 
 def check(run: Run) -> None:
@@ -81,10 +91,11 @@ def generate(
     session: Session,
     artifact: Artifact,
     prompts: Sequence[str],
-    tuned: Artifact | None = None,
+    tuned: Path | None = None,
     what: str = "generate",
 ) -> None:
-    """Sample `artifact`: every prompt's candidates, their latents, and the prompts' conditioning."""
+    """Sample `artifact`: every prompt's candidates, their latents, and the prompts' conditioning, by the base
+    model or with the weights in `tuned`."""
     config, samples = session.run.config.generate, artifact.inputs["samples"]
     size = config.shard_size
 
@@ -94,7 +105,7 @@ def generate(
             for index in mine:
                 ids = range(index * size, min((index + 1) * size, len(prompts)))
                 if not artifact.shard("candidates", index).is_file():
-                    generator = session.models.generator(tuned and tuned.folder)
+                    generator = session.models.generator(tuned)
                     sample_shard(artifact, index, {i: prompts[i] for i in ids}, generator, config.batch_size)
                 bar.update(len(ids) * samples)
         return {"prompts": len(prompts), "samples": len(prompts) * samples}
@@ -126,85 +137,51 @@ def score(
     make(artifact, session.process, work)
 
 
-def pair(session: Session) -> None:
+def pair(session: Session, made: Round) -> None:
     """Find the pairs in which one candidate dominates another, choose among them, and report the yield."""
-    config, artifacts = session.run.config, session.run.artifacts
+    config = session.run.config
 
     def work() -> Mapping[str, Any] | None:
         if not session.process.is_main_process:
             return None
-        table = read_scores(artifacts.scores)
+        table = read_scores(made.scores)
         if table.missing:
             prompt, candidate, reason = table.missing[0]
             print(f"{len(table.missing)} candidates without a score, as {prompt}-{candidate}: {reason}")
         levels = first_candidates(table.levels, config.pairs.candidates)
         dims, tolerance = config.objectives.dims, config.pairs.tolerance
         by_granularity = {name: at_granularity(levels, name, dims, tolerance) for name in GRANULARITIES}
-        chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, config.seed)
+        chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, made.seed)
         margins = [factor * config.pairs.margin for factor in MARGINS]
-        write_json(artifacts.pairs.folder / "yield.json", yield_report(by_granularity, margins).to_dict())
+        write_json(made.pairs.folder / "yield.json", yield_report(by_granularity, margins).to_dict())
         columns = (chosen.prompt, chosen.winner, chosen.loser, chosen.gap)
         rows = [
             dict(zip(PAIRS, row, strict=True)) for row in zip(*(c.tolist() for c in columns), strict=True)
         ]
-        write_table(artifacts.pairs.folder / "pairs.parquet", rows, PAIRS)
+        write_table(made.pairs.folder / "pairs.parquet", rows, PAIRS)
         return {"pairs": len(chosen), "prompts": len(chosen.prompt.unique())}
 
-    make(artifacts.pairs, session.process, work)
+    make(made.pairs, session.process, work)
 
 
-def train(session: Session) -> None:
-    """Train on the pairs' stored latents and conditioning; goes on from the last whole checkpoint."""
-    config, made = session.run.config, session.run.artifacts
-
-    def work() -> Mapping[str, Any]:
-        session.models.release()
-        generator = build_generator(config.generator, denoiser_only=True)
-        lora = config.train.lora
-        tuning = (
-            LoraTuning(generator, lora.rank, lora.alpha, lora.dropout, lora.targets, config.seed)
-            if config.train.mode == "lora"
-            else FullTuning(generator)
-        )
-        folder = made.training.folder
-        arguments = training_arguments(
-            config.train,
-            folder / "checkpoints",
-            config.seed,
-            session.process.num_processes,
-            use_cpu=session.process.device.type == "cpu",
-            **_tracking(config),
-        )
-        trainer = DiffusionDPOTrainer(tuning, arguments, preference_pairs(made.candidates, made.pairs))
-        begun = last_checkpoint(arguments.output_dir)
-        with disk_errors(folder):
-            trainer.train(resume_from_checkpoint=begun and str(begun))
-            trainer.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
-        if session.process.is_main_process:
-            log = "".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history)
-            write_bytes(folder / "log.jsonl", log.encode())
-        return {"steps": trainer.state.global_step}
-
-    make(made.training, session.process, work)
-
-
-def _tracking(config: RunConfig) -> dict[str, Any]:
-    """The Trainer's arguments for wandb, which is off unless a project is named."""
-    if config.tracking.project is None:
-        return {}
-    os.environ |= {
-        "WANDB_PROJECT": config.tracking.project,
-        "WANDB_MODE": config.tracking.mode,
-        "WANDB_DIR": config.run_dir,
-    }
-    return {"report_to": [*config.train.report_to, "wandb"], "run_name": config.name}
+def validate(session: Session, made: Round) -> None:
+    """Sample and score the validation prompts with the weights of every step that is to be compared."""
+    prompts = session.run.validation_prompts
+    for step, (samples, scores) in made.validated.items():
+        kept = kept_weights(made.training, step)
+        if step and not kept.is_dir():
+            continue  # training ended before
+        start = made.before and weights(made.before)
+        generate(session, samples, prompts, kept if step else start, what=f"validation, step {step}")
+        score(session, scores, samples, what=f"scores, step {step}")
+    select(session, made)
 
 
 def evaluate(session: Session) -> None:
     """Compare base and tuned model on the held-out prompts, sampled from the same seeds."""
     run, made = session.run, session.run.artifacts
     generate(session, made.base, run.heldout_prompts, what="base samples")
-    generate(session, made.tuned, run.heldout_prompts, made.training, what="tuned samples")
+    generate(session, made.tuned, run.heldout_prompts, weights(made.result), what="tuned samples")
     score(session, made.base_scores, made.base, what="base scores")
     score(session, made.tuned_scores, made.tuned, what="tuned scores")
     if oracle := run.config.evaluate.oracle:

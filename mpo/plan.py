@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from mpo.artifacts import Run
+from mpo.artifacts import Round, Run
 from mpo.config import RunConfig
 from mpo.store import Artifact, hub_snapshot
 
@@ -113,23 +113,26 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
             stage, work, artifact, shards, f"{pictures:,} {by} passes", pictures * (questions or 1) * _ANSWER
         )
 
-    several = config.evaluate.samples
-    candidates = sampled("generate", made.candidates, train, config.generate.candidates)
+    several, count = config.evaluate.samples, config.generate.candidates
     base = sampled("evaluate: base", made.base, heldout, several)
     tuned = sampled("evaluate: tuned", made.tuned, heldout, several)
-    rows = config.train.steps * config.train.batch_size * 2
-    return [
-        candidates,
-        scored("score", made.scores, train * config.generate.candidates, candidates.shards),
-        Step("pair", config.objectives.granularity, made.pairs, 0),
-        Step(
-            "train",
-            f"{config.train.steps:,} steps x {config.train.batch_size} pairs, {config.train.mode}",
-            made.training,
-            0,
-            f"{rows:,} denoiser rows, each also by the reference",
-            _adapter_bytes(config, generator),
-        ),
+    planned: list[Step] = []
+    for number, part in enumerate(made.rounds, 1):
+        label = f"round {number}: " if len(made.rounds) > 1 else ""
+        candidates = sampled(f"{label}generate", part.candidates, train, count)
+        planned += [
+            candidates,
+            scored("score", part.scores, train * count, candidates.shards),
+            Step("pair", config.objectives.granularity, part.pairs, 0),
+            _training_step(config, generator, part),
+        ]
+        for step, (samples, scores) in part.validated.items():
+            asked, each = len(run.validation_prompts), config.validate.samples
+            drawn = sampled(f"validate: step {step}", samples, asked, each)
+            planned += [drawn, scored("", scores, asked * each, drawn.shards)]
+        if part.selection:
+            planned.append(Step("", "best step", part.selection, 0, disk=_weights_bytes(config, generator)))
+    return planned + [
         base,
         scored("", made.base_scores, heldout * several, base.shards),
         tuned,
@@ -142,6 +145,17 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
         Step("", "base against tuned", made.evaluation, 0),
         Step("report", "report.html", made.report, 0),
     ]
+
+
+def _training_step(config: RunConfig, generator: ModelSize | None, part: Round) -> Step:
+    train = config.train
+    rows = train.steps * train.batch_size * 2
+    also = "" if train.loss == "mapo" else ", each also by the reference"
+    saved = _weights_bytes(config, generator)
+    # what is exported, a checkpoint with its optimiser, and the steps that are to be validated
+    disk = None if saved is None else saved * (4 + len(part.validated))
+    work = f"{train.steps:,} steps x {train.batch_size} pairs, {train.mode}"
+    return Step("train", work, part.training, 0, f"{rows:,} denoiser rows{also}", disk)
 
 
 def memory(config: RunConfig, generator: ModelSize | None, judge: ModelSize | None) -> list[str]:
@@ -210,11 +224,9 @@ def _trained(config: RunConfig, generator: ModelSize) -> int:
     return sum(generator.parameters.get(name, 0) for name in _DENOISERS)
 
 
-def _adapter_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:
-    if generator is None:
-        return None
-    saved = _trained(config, generator) * 4
-    return saved + 3 * saved  # what is kept, and a checkpoint with its optimiser
+def _weights_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:
+    """Of the trained parameters on disk, in float32."""
+    return None if generator is None else _trained(config, generator) * 4.0
 
 
 def _shapes(file: Path) -> list[tuple[str, list[int]]]:

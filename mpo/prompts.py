@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mpo.config import ConfigError, PromptsConfig
@@ -64,6 +65,33 @@ def prompt_sets(config: PromptsConfig) -> tuple[list[str], list[str]]:
             f"such as {example[:80]!r}"
         )
     return train, heldout
+
+
+def validation_prompts(
+    config: PromptsConfig, count: int, train: Sequence[str], heldout: Sequence[str]
+) -> list[str]:
+    """`count` prompts that are neither trained on nor held out: the first of their own file, or those that
+    follow the training prompts in theirs.
+
+    ConfigError where there are too few, or a prompt of their own file is in another set.
+    """
+    taken = {*train, *heldout}
+    if config.validation is None:
+        found = [prompt for prompt in read_prompts(config.train)[len(train) :] if prompt not in taken]
+        enough = "set prompts.validation to a file of them, or prompts.train_limit to leave some over"
+        source = f"prompts.train = {config.train!r}"
+    else:
+        found = read_prompts(config.validation)
+        enough = "lower validate.prompts"
+        source = f"prompts.validation = {config.validation!r}"
+        if shared := [prompt for prompt in found[:count] if prompt in taken]:
+            raise ConfigError(
+                f"{source}: {len(shared)} of its prompts are training or held-out prompts too, "
+                f"such as {min(shared)[:80]!r}"
+            )
+    if len(found) < count:
+        raise ConfigError(f"{source}: has {len(found)} prompts for validate.prompts = {count}; {enough}")
+    return found[:count]
 
 
 def _text(path: Path) -> str:

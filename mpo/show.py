@@ -61,6 +61,29 @@ def yield_table(run: Run) -> None:
     )
 
 
+def validation_table(run: Run) -> None:
+    """Print what the validated checkpoints scored, and which of them was taken, of every round so far."""
+    for number, part in enumerate(run.artifacts.rounds, 1):
+        if part.selection is None or not part.selection.done:
+            continue
+        lines = (part.selection.folder / "validation.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        names = [key for key in rows[0] if key.startswith("validation/")]
+        round_ = f", round {number}" if len(run.artifacts.rounds) > 1 else ""
+        table = Table(
+            "step",
+            *(name.removeprefix("validation/").replace("_", " ") for name in names),
+            "fell",
+            title=f"{rows[0]['samples']:,} validation samples{round_}",
+        )
+        for row in rows:
+            best = row["step"] == part.selection.facts()["step"]
+            cells = [f"{row[name]:.3f}" for name in names]
+            table.add_row(str(row["step"]), *cells, ", ".join(row["fell"]), style="bold" if best else None)
+        console.print(table)
+        console.print(f"step {part.selection.facts()['step']} is taken")
+
+
 def evaluation_table(run: Run) -> None:
     """Print base against tuned on the held-out prompts, and where the report lies, once evaluated."""
     if not run.artifacts.evaluation.done:

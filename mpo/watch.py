@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -97,6 +99,27 @@ class Watch(TrainerCallback, ExportableState):
                 f"train: step {state.global_step}: the winner's error has been above the reference's for "
                 f"{self._args.displacement_patience} steps, now by {share:.2%} in the running mean: {what}"
             )
+
+
+class KeepWeights(TrainerCallback):
+    """Keeps the trained weights of chosen optimiser steps, each in its folder under `folder`."""
+
+    def __init__(self, steps: Collection[int], path: Callable[[int], Path]):
+        self._steps, self._path = frozenset(steps), path
+        self.save: Callable[[str], None] | None = None  # the trainer's save_model, which every process calls
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step not in self._steps:
+            return
+        path = self._path(state.global_step)
+        temporary = path.with_name(f".{path.name}.tmp")
+        if state.is_world_process_zero:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        self.save(str(temporary))
+        if state.is_world_process_zero:
+            shutil.rmtree(path, ignore_errors=True)
+            temporary.rename(path)
 
 
 def _lower_rate(optimizer: Any, scheduler: Any, factor: float) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
-from mpo.config import PromptsConfig
-from mpo.prompts import prompt_sets, read_prompts
+from mpo.config import ConfigError, PromptsConfig
+from mpo.prompts import prompt_sets, read_prompts, validation_prompts
 from mpo.store import write_table
 
 AWKWARD = ['say "hi"', "it's", "two\nlines", "🦊 in 雪", "x" * 2000, "a, b; ${c} {d}"]
@@ -69,3 +69,20 @@ def test_limits_cut_before_the_sets_are_compared(tmp_path):
         prompt_sets(config)
     config.train_limit = 2
     assert prompt_sets(config) == (["1", "2"], ["4", "3"])
+
+
+def test_validation_prompts_are_neither_trained_on_nor_held_out(tmp_path):
+    (tmp_path / "train.txt").write_text("1\n2\n3\n4\n5\n")
+    (tmp_path / "heldout.txt").write_text("4\n")
+    (tmp_path / "own.txt").write_text("8\n9\n2\n")
+    config = PromptsConfig(str(tmp_path / "train.txt"), str(tmp_path / "heldout.txt"), train_limit=2)
+    sets = prompt_sets(config)
+    assert validation_prompts(config, 2, *sets) == ["3", "5"]
+    with pytest.raises(ConfigError, match="has 2 prompts for validate.prompts = 3; set prompts.validation"):
+        validation_prompts(config, 3, *sets)
+    config.validation = str(tmp_path / "own.txt")
+    assert validation_prompts(config, 2, *sets) == ["8", "9"]
+    with pytest.raises(ConfigError, match="1 of its prompts are training or held-out prompts too"):
+        validation_prompts(config, 3, *sets)
+    with pytest.raises(ConfigError, match="has 3 prompts for validate.prompts = 4; lower validate.prompts"):
+        validation_prompts(config, 4, ["4"], ["6"])

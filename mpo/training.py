@@ -1,0 +1,122 @@
+"""The train stage, and the choice among its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from generators.adapters import FullTuning, LoraTuning, Tuning, load_denoiser
+from generators.build import build_generator
+from mpo.artifacts import Round, kept_weights, weights
+from mpo.config import RunConfig
+from mpo.processes import make
+from mpo.samples import preference_pairs
+from mpo.scores import read_scores
+from mpo.selection import best_step, validation_rows
+from mpo.store import disk_errors, write_bytes
+from mpo.trainer import DiffusionDPOTrainer, last_checkpoint
+from mpo.training_arguments import training_arguments
+from mpo.watch import KeepWeights
+
+if TYPE_CHECKING:
+    from mpo.pipeline import Session
+
+
+def train(session: Session, made: Round) -> None:
+    """Train on the pairs' stored latents and conditioning; goes on from the last whole checkpoint."""
+    config = session.run.config
+
+    def work() -> Mapping[str, Any]:
+        session.models.release()
+        tuning = _tuning(config, made)
+        folder = made.training.folder
+        arguments = training_arguments(
+            config.train,
+            folder / "checkpoints",
+            made.seed,
+            session.process.num_processes,
+            use_cpu=session.process.device.type == "cpu",
+            **_tracking(config),
+        )
+        keep = KeepWeights(set(made.validated) - {0}, partial(kept_weights, made.training))
+        pairs = preference_pairs(made.candidates, made.pairs)
+        trainer = DiffusionDPOTrainer(tuning, arguments, pairs, [keep])
+        keep.save = lambda path: trainer.save_model(path, _internal_call=True)
+        begun = last_checkpoint(arguments.output_dir)
+        with disk_errors(folder):
+            trainer.train(resume_from_checkpoint=begun and str(begun))
+            trainer.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
+        if session.process.is_main_process:
+            _write_rows(folder / "log.jsonl", trainer.state.log_history)
+        return {"steps": trainer.state.global_step, "events": trainer.watch.events}
+
+    make(made.training, session.process, work)
+
+
+def _tuning(config: RunConfig, made: Round) -> Tuning:
+    """What the round trains, started from what the round before it made, and what that is compared with."""
+    train, start = config.train, made.before and weights(made.before)
+    previous = config.reference == "previous"
+    if train.mode == "lora":
+        generator = build_generator(config.generator, denoiser_only=True)
+        lora = train.lora
+        return LoraTuning(
+            generator, lora.rank, lora.alpha, lora.dropout, lora.targets, made.seed, start, previous
+        )
+    needed, reference = train.loss != "mapo", None
+    settings = replace(config.generator, path=str(start)) if start else config.generator
+    if start and needed and not previous:
+        reference = build_generator(config.generator, denoiser_only=True).model
+    return FullTuning(build_generator(settings, denoiser_only=True), reference, needed)
+
+
+def _tracking(config: RunConfig) -> dict[str, Any]:
+    """The Trainer's arguments for wandb, which is off unless a project is named."""
+    if config.tracking.project is None:
+        return {}
+    os.environ |= {
+        "WANDB_PROJECT": config.tracking.project,
+        "WANDB_MODE": config.tracking.mode,
+        "WANDB_DIR": config.run_dir,
+    }
+    return {"report_to": [*config.train.report_to, "wandb"], "run_name": config.name}
+
+
+def select(session: Session, made: Round) -> None:
+    """Take the best of the validated checkpoints: validation.jsonl, and its adapter or pipeline."""
+    config, training = session.run.config, made.training
+
+    def work() -> Mapping[str, Any] | None:
+        if not session.process.is_main_process:
+            return None
+        reached = [step for step in made.validated if not step or kept_weights(training, step).is_dir()]
+        levels = {step: read_scores(made.validated[step][1]).levels for step in reached}
+        rows = validation_rows(levels, config.objectives, config.pairs.tolerance)
+        step = best_step(rows)
+        with disk_errors(made.selection.folder):
+            _take(config, kept_weights(training, step), made.selection.folder)
+        _write_rows(made.selection.folder / "validation.jsonl", rows)
+        return {"step": step}
+
+    make(made.selection, session.process, work)
+
+
+def _take(config: RunConfig, kept: Path, folder: Path) -> None:
+    """Write the weights of one step as training exports those of its last."""
+    if config.train.mode == "lora":
+        shutil.copytree(kept, folder / "adapter", dirs_exist_ok=True)
+        return
+    generator = build_generator(config.generator, denoiser_only=True)
+    generator.model.float()
+    load_denoiser(generator, kept)
+    generator.save(folder / "pipeline")
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    write_bytes(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
