@@ -10,9 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+from huggingface_hub import snapshot_download
 from peft import LoraConfig, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file, save_file
@@ -21,9 +24,11 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from generators.base import Conditioning
+from generators.build import family_class
 from generators.pipeline import PipelineGenerator
 
 ADAPTER = "default"
+_CONFIGS = {"allow_patterns": "*.json", "local_files_only": True}  # of a snapshot
 PREVIOUS = "previous"  # the adapter that a later round may be compared with
 
 
@@ -238,6 +243,23 @@ def _copy(parameter: Tensor, value: Tensor) -> None:
 def load_adapter(generator: PipelineGenerator, folder: str | Path) -> None:
     """Apply a saved adapter for sampling, as diffusers users do."""
     generator.pipe.load_lora_weights(str(folder), weight_name=LORA_WEIGHT_NAME_SAFE)
+
+
+def check_targets(config: Any, targets: Sequence[str]) -> None:
+    """ValueError for a target that matches no module of the denoiser that a generator's settings name.
+
+    Only configs are read, and those of a hub id only where the hub's cache has them.
+    """
+    family = family_class(config.family)
+    name = family.denoiser
+    try:
+        folder = config.path if Path(config.path).is_dir() else snapshot_download(config.path, **_CONFIGS)
+        kind = getattr(diffusers, family.pipeline_class.load_config(folder)[name][1])
+        settings = kind.load_config(folder, subfolder=name)
+    except OSError:
+        return  # what is wrong with the model is said when it is loaded, before anything is sampled
+    with torch.device("meta"):
+        _check_targets(kind.from_config(settings), targets)
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:

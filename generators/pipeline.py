@@ -49,7 +49,7 @@ class PipelineGenerator:
             )
         self.config = config
         self.family = config.family
-        self.device = torch.device(_device(config.device))
+        self.device = torch.device(device_name(config.device))
         self.dtype = _choice("generator.dtype", config.dtype, DTYPES)
         self.pipe = self._load(absent=(*self.conditioners, "vae") if denoiser_only else ())
         self.pipe.set_progress_bar_config(disable=True)
@@ -301,7 +301,8 @@ class PipelineGenerator:
             ) from error
 
 
-def _device(name: str) -> str:
+def device_name(name: str) -> str:
+    """ "cuda" or "cpu" for "auto", by what is there."""
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -158,7 +158,7 @@ def main() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
         unfinished_bar = "\n" if "tqdm" in sys.modules else ""
         print(f"{unfinished_bar}mpo: {line}", file=sys.stderr)

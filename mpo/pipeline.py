@@ -12,17 +12,21 @@ import transformers
 from accelerate import PartialState
 from tqdm import tqdm
 
+from generators.adapters import check_targets
+from generators.pipeline import device_name
 from mpo.artifacts import Round, Run, kept_weights, weights
 from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
 from mpo.models import Models
 from mpo.objectives import at_granularity, parts
+from mpo.out_of_memory import sampling, scoring, told_where
 from mpo.pairs import choose_pairs
 from mpo.processes import join, make, share
 from mpo.samples import sample_shard
 from mpo.scores import first_candidates, paths, read_scores, write_names, write_scores
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
 from mpo.training import select, train
+from mpo.training_arguments import check_training
 from mpo.yields import MARGINS, yield_report
 from rewards import load_checklist
 
@@ -81,10 +85,14 @@ def _order(run: Run, until: str) -> Iterator[tuple[str, Round | None]]:
 
 
 def check(run: Run) -> None:
-    """Refuse what the checklist and the objectives cannot be, before anything is sampled."""
+    """Refuse what the checklist, the objectives and training cannot be, before anything is sampled."""
     reward, objectives = run.config.reward, run.config.objectives
     checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
     parts(paths(checklist), objectives.granularity, objectives.dims)
+    generator, train = run.config.generator, run.config.train
+    check_training(train, cpu=device_name(generator.device) == "cpu")
+    if train.mode == "lora" and train.lora.targets:
+        check_targets(generator, train.lora.targets)
 
 
 def generate(
@@ -105,8 +113,10 @@ def generate(
             for index in mine:
                 ids = range(index * size, min((index + 1) * size, len(prompts)))
                 if not artifact.shard("candidates", index).is_file():
-                    generator = session.models.generator(tuned)
-                    sample_shard(artifact, index, {i: prompts[i] for i in ids}, generator, config.batch_size)
+                    texts = {i: prompts[i] for i in ids}
+                    with told_where(*sampling(session.run.config)):
+                        generator = session.models.generator(tuned)
+                        sample_shard(artifact, index, texts, generator, config.batch_size)
                 bar.update(len(ids) * samples)
         return {"prompts": len(prompts), "samples": len(prompts) * samples}
 
@@ -123,13 +133,15 @@ def score(
         todo = [i for i in share(len(tables), session.process) if not artifact.shard("scores", i).is_file()]
         with session.bar(sum(len(read_table(tables[i])) for i in todo), what) as bar:
             for index in todo:
-                reward = session.models.reward(oracle)
+                with told_where(*scoring(session.run.config)):
+                    reward = session.models.reward(oracle)
                 rows = read_table(tables[index])
                 media = [samples.folder / row["media"] for row in rows]
                 cards = []
-                for card in reward.stream(media, [row["prompt"] for row in rows]):
-                    cards.append(card)
-                    bar.update()
+                with told_where(*scoring(session.run.config)):
+                    for card in reward.stream(media, [row["prompt"] for row in rows]):
+                        cards.append(card)
+                        bar.update()
                 write_names(artifact, reward.checklist)
                 keys = [(row["prompt_id"], row["candidate"]) for row in rows]
                 write_scores(artifact, index, keys, cards, reward.checklist)

@@ -15,14 +15,20 @@ from rich.table import Table
 
 from mpo.artifacts import Round, Run
 from mpo.config import RunConfig
+from mpo.memory import (
+    DENOISERS,
+    DTYPE_BYTES,
+    activations,
+    latent_size,
+    lora_targets,
+    memory_lines,
+    size_of,
+    trained_parameters,
+)
 from mpo.store import Artifact, hub_snapshot
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PIXEL = 2.0  # bytes of a PNG a pixel, for a generously detailed picture
 _ANSWER = 40  # bytes of a score table a question
-_TRAINED = 16  # bytes a trained parameter: weight, gradient and AdamW's two moments, in float32
-_DENOISERS = ("unet", "transformer")
-_ATTENTION = tuple(f"{layer}.weight" for layer in ("to_q", "to_k", "to_v", "to_out.0"))
 
 
 @dataclass(frozen=True)
@@ -30,14 +36,15 @@ class ModelSize:
     """What the headers and configs of a model folder say."""
 
     parameters: dict[str, int]  # by component; "." for a model without components
-    attention: int  # inputs plus outputs of the denoiser's attention projections: LoRA parameters a rank
+    adapted: int  # inputs plus outputs of the modules that get an adapter: LoRA parameters a rank
     sample_bytes: float | None  # of one sample on disk, picture and float32 latents; None: not told
     prompt_bytes: int  # of one prompt's float32 conditioning
+    activations: tuple[float, float] | None = None  # numbers kept of a row, without and with checkpointing
 
     def bytes(self, dtype: str, *components: str) -> int:
         """Weights of the components, or of all."""
         chosen = components or tuple(self.parameters)
-        return sum(self.parameters.get(name, 0) for name in chosen) * _DTYPE_BYTES[dtype]
+        return sum(self.parameters.get(name, 0) for name in chosen) * DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def plan_table(run: Run) -> None:
         "stage", "work", "model calls", "to disk", "in the store", title=f"{config.name} -> {run.folder}"
     )
     for step in planned:
-        disk = "" if step.artifact.done or not step.disk else _bytes(step.disk)
+        disk = "" if step.artifact.done or not step.disk else size_of(step.disk)
         table.add_row(step.stage, step.work, step.calls, disk, step.state)
     console = Console(soft_wrap=True)
     console.print(table)
@@ -80,9 +87,9 @@ def plan_table(run: Run) -> None:
     store = Path(config.store).absolute()
     there = next(folder for folder in (store, *store.parents) if folder.is_dir())
     console.print(
-        f"disk    {_bytes(wanted)} to write, {_bytes(shutil.disk_usage(there).free)} free in {config.store}"
+        f"disk    {size_of(wanted)} to write, {size_of(shutil.disk_usage(there).free)} free in {config.store}"
     )
-    for line in memory(config, generator, judge):
+    for line in memory_lines(config, generator, judge):
         console.print(f"memory  {line}")
 
 
@@ -158,23 +165,6 @@ def _training_step(config: RunConfig, generator: ModelSize | None, part: Round) 
     return Step("train", work, part.training, 0, f"{rows:,} denoiser rows{also}", disk)
 
 
-def memory(config: RunConfig, generator: ModelSize | None, judge: ModelSize | None) -> list[str]:
-    """What each process must hold of weights, gradients and optimiser, a line for each phase."""
-    lines = []
-    if generator:
-        dtype = config.generator.dtype
-        frozen = generator.bytes(dtype, *_DENOISERS)
-        trained = _trained(config, generator) * _TRAINED
-        lines.append(f"{_bytes(generator.bytes(dtype))} of weights to sample ({config.generator.path})")
-        lines.append(f"{_bytes(frozen + trained)} of weights and optimiser to train; activations come on top")
-    if judge:
-        lines.append(
-            f"{_bytes(judge.bytes(config.reward.dtype))} of weights to score ({config.reward.judge})"
-        )
-    unknown = [("generator.path", generator), ("reward.judge", judge)]
-    return lines + [f"unknown for {name}: not downloaded yet" for name, size in unknown if size is None]
-
-
 def count_questions(checklist: str) -> int | None:
     """How many questions a YAML checklist asks about a sample; None for other formats."""
     if not checklist.endswith((".yaml", ".yml")):
@@ -190,24 +180,27 @@ def read_size(path: str, config: RunConfig) -> ModelSize | None:
     if folder is None:
         return None
     parameters: dict[str, int] = {}
-    attention = 0
+    adapted, targets = 0, tuple(f".{target}.weight" for target in lora_targets(config))
     for file in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
         if any(variant in file.name for variant in (".fp16", ".bf16", ".non_ema")):
             continue  # a second copy of the same component
         part = file.parent.relative_to(folder).as_posix()
         for name, shape in _shapes(file):
             parameters[part] = parameters.get(part, 0) + math.prod(shape)
-            if part in _DENOISERS and name.endswith(_ATTENTION):
-                attention += sum(shape)
+            if part in DENOISERS and len(shape) == 2 and f".{name}".endswith(targets):
+                adapted += sum(shape)
     text = [_config(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
     prompt = sum(
         4 * c.get("max_position_embeddings", 512) * c.get("hidden_size", c.get("d_model", 0)) for c in text
     )
-    return ModelSize(parameters, attention, _sample_bytes(folder, config), prompt)
+    denoiser = next((_config(folder / name) for name in DENOISERS if (folder / name).is_dir()), {})
+    latent = latent_size(_config(folder / "vae"), denoiser, config)
+    kept = latent and activations(denoiser, latent)
+    return ModelSize(parameters, adapted, _sample_bytes(folder, config), prompt, kept)
 
 
 def _sample_bytes(folder: Path, config: RunConfig) -> float | None:
-    denoiser = next((_config(folder / name) for name in _DENOISERS if (folder / name).is_dir()), {})
+    denoiser = next((_config(folder / name) for name in DENOISERS if (folder / name).is_dir()), {})
     scale = 2 ** (len(_config(folder / "vae").get("block_out_channels", [0])) - 1)
     side, channels = denoiser.get("sample_size"), denoiser.get("in_channels")
     height, width = config.generator.height, config.generator.width
@@ -217,16 +210,9 @@ def _sample_bytes(folder: Path, config: RunConfig) -> float | None:
     return height * width * _PIXEL + 4 * channels * (height // scale) * (width // scale)
 
 
-def _trained(config: RunConfig, generator: ModelSize) -> int:
-    """Parameters that training changes; LoRA on the attention projections where `targets` is the default."""
-    if config.train.mode == "lora":
-        return config.train.lora.rank * generator.attention
-    return sum(generator.parameters.get(name, 0) for name in _DENOISERS)
-
-
 def _weights_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:
     """Of the trained parameters on disk, in float32."""
-    return None if generator is None else _trained(config, generator) * 4.0
+    return None if generator is None else trained_parameters(config, generator) * 4.0
 
 
 def _shapes(file: Path) -> list[tuple[str, list[int]]]:
@@ -239,11 +225,3 @@ def _shapes(file: Path) -> list[tuple[str, list[int]]]:
 def _config(folder: Path) -> dict:
     file = folder / "config.json"
     return json.loads(file.read_text()) if file.is_file() else {}
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

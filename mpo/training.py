@@ -15,6 +15,7 @@ from generators.adapters import FullTuning, LoraTuning, Tuning, load_denoiser
 from generators.build import build_generator
 from mpo.artifacts import Round, kept_weights, weights
 from mpo.config import RunConfig
+from mpo.out_of_memory import told_where, training
 from mpo.processes import make
 from mpo.samples import preference_pairs
 from mpo.scores import read_scores
@@ -34,7 +35,8 @@ def train(session: Session, made: Round) -> None:
 
     def work() -> Mapping[str, Any]:
         session.models.release()
-        tuning = _tuning(config, made)
+        with told_where(*training(config)):
+            tuning = _tuning(config, made)
         folder = made.training.folder
         arguments = training_arguments(
             config.train,
@@ -49,7 +51,7 @@ def train(session: Session, made: Round) -> None:
         trainer = DiffusionDPOTrainer(tuning, arguments, pairs, [keep])
         keep.save = lambda path: trainer.save_model(path, _internal_call=True)
         begun = last_checkpoint(arguments.output_dir)
-        with disk_errors(folder):
+        with disk_errors(folder), told_where(*training(config)):
             trainer.train(resume_from_checkpoint=begun and str(begun))
             trainer.export(folder / ("adapter" if config.train.mode == "lora" else "pipeline"))
         if session.process.is_main_process:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 
 from mpo.config import DISPLACEMENT, LOSSES, TrainConfig
 
@@ -77,9 +77,7 @@ def training_arguments(
             f"{train.micro_batch_size} times {processes} processes; the nearest is "
             f"{max(1, round(train.batch_size / share)) * share}"
         )
-    known = {entry.name for entry in fields(DiffusionDPOConfig)}
-    if unknown := sorted(set(train.options) - known):
-        raise ValueError(f"train.options.{unknown[0]}: not a field of transformers.TrainingArguments")
+    check_training(train, bool(changes.get("use_cpu")))
     settings = {
         "output_dir": str(output_dir),
         "seed": seed,
@@ -107,12 +105,20 @@ def training_arguments(
     settings |= {"displacement": action} | {
         f"displacement_{name}": getattr(watch, name) for name in ("patience", "threshold", "decay", "factor")
     }
-    check_optimizer(train, bool(changes.get("use_cpu")))
     return DiffusionDPOConfig(**settings | train.options | changes)
 
 
-def check_optimizer(train: TrainConfig, cpu: bool) -> None:
-    """Refuse an optimiser whose package or device is not there. ValueError, one line."""
+def check_training(train: TrainConfig, cpu: bool) -> None:
+    """Refuse options and a rate's schedule that transformers does not know, and an optimiser whose package or
+    device is not there. ValueError, one line."""
+    known = {entry.name for entry in fields(DiffusionDPOConfig)}
+    if unknown := sorted(set(train.options) - known):
+        raise ValueError(f"train.options.{unknown[0]}: not a field of transformers.TrainingArguments")
+    schedules = [kind.value for kind in SchedulerType]
+    if train.lr_scheduler not in schedules:
+        raise ValueError(
+            f"train.lr_scheduler = {train.lr_scheduler!r}: must be one of {', '.join(schedules)}"
+        )
     if train.optimizer not in _BITSANDBYTES:
         return
     instead = "use adamw or adafactor"

@@ -32,7 +32,7 @@ def test_lora_parameters_are_those_that_training_saves(planned, tiny_pipeline, t
     run, size = planned
     LoraTuning(build_generator(run.config.generator), rank=2).save(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
-    assert 2 * size.attention == sum(tensor.numel() for tensor in saved.values())
+    assert 2 * size.adapted == sum(tensor.numel() for tensor in saved.values())
 
 
 def test_counts_follow_from_the_config(planned):
@@ -66,7 +66,7 @@ def test_a_plan_imports_no_torch_and_prints_what_it_needs(tiny_run, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "False\n"
     assert "free in" in done.stdout
-    assert "weights and optimiser to train" in done.stdout
+    assert "a process to train: " in done.stdout and "activations of 4 rows" in done.stdout
     assert not (tmp_path / "store").exists()
 
 

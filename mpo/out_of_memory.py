@@ -1,0 +1,73 @@
+"""One line where memory runs out: what was being done, at which batch and size, and what to lower."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from accelerate.utils.memory import should_reduce_batch_size
+
+from mpo.config import RunConfig
+
+
+@contextmanager
+def told_where(doing: str, lower: Sequence[str]) -> Iterator[None]:
+    """Raise MemoryError, which says it all in one line, where a device or the host has no memory left."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not should_reduce_batch_size(error):
+            raise
+        reason = next(iter(str(error).splitlines()), "") or "no memory left"
+        advice = f"; lower {', or set '.join(lower)}" if lower else ""
+        raise MemoryError(f"out of memory: {doing}{advice} ({reason[:160]})") from error
+
+
+def sampling(config: RunConfig) -> tuple[str, list[str]]:
+    """What is being sampled, and what would need less."""
+    generator, batch_size = config.generator, config.generate.batch_size
+    doing = f"generate, batches of generate.batch_size={batch_size} {_size(config)} in {generator.dtype}"
+    lower = ["generate.batch_size"] if batch_size > 1 else [_less(config)]
+    if generator.dtype == "float32":
+        lower.append("generator.dtype=bfloat16")
+    saving = [name for name in ("vae_tiling", "vae_slicing") if not generator.options.get(name)]
+    lower += [f"generator.options.{name}=true" for name in saving]
+    return doing, lower
+
+
+def scoring(config: RunConfig) -> tuple[str, list[str]]:
+    reward = config.reward
+    doing = f"score, batches of reward.batch_size={reward.batch_size} in {reward.dtype}"
+    lower = ["reward.batch_size"] if reward.batch_size > 1 else ["the size of what is judged"]
+    return doing, lower + (["reward.dtype=bfloat16"] if reward.dtype == "float32" else [])
+
+
+def training(config: RunConfig) -> tuple[str, list[str]]:
+    train = config.train
+    doing = (
+        f"train, train.micro_batch_size={train.micro_batch_size} pairs (twice as many rows) {_size(config)}, "
+        f"{train.mode}, {train.optimizer}, precision {train.precision}"
+    )
+    lower = ["train.micro_batch_size"] if train.micro_batch_size > 1 else [_less(config)]
+    if not train.gradient_checkpointing:
+        lower.append("train.gradient_checkpointing=true")
+    if train.precision == "no":
+        lower.append("train.precision=bf16")
+    if train.mode == "full":
+        lower += ["train.optimizer=paged_adamw_8bit"] if train.optimizer != "paged_adamw_8bit" else []
+        lower.append("train.mode=lora")
+    elif config.generator.dtype == "float32":
+        lower.append("generator.dtype=bfloat16")
+    return doing, lower
+
+
+def _size(config: RunConfig) -> str:
+    generator = config.generator
+    height, width = generator.height, generator.width
+    size = f"of {height} x {width} pixels" if height and width else "of the model's own size"
+    return f"{size}, {generator.frames} frames" if generator.frames else size
+
+
+def _less(config: RunConfig) -> str:
+    """The setting that makes one sample smaller."""
+    return ("generator.frames or " if config.generator.frames else "") + "generator.height and width"
