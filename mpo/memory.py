@@ -1,9 +1,9 @@
 """What each process of a run will hold in memory, estimated from configs and headers. Imports no torch.
 
-Activations are fits to what autograd keeps of SD 1.5's UNet and the transformers of SD 3.5 and Wan, good to about
-a third: of a transformer some 40 numbers a token, channel and layer, of a UNet some 10 a place, channel and
-residual block, and 32 a transformer block. With checkpointing the inputs of each block remain, and all of one
-block while it is recomputed.
+Activations are fits to what autograd keeps of SD 1.5's UNet and the transformers of SD 3.5 and Wan, good to
+about a third: of a transformer some 40 numbers a token, channel and layer, of a UNet some 10 a place, channel
+and residual block, and 32 a transformer block. With checkpointing the inputs of each block remain, and all of
+one block while it is recomputed.
 """
 
 from __future__ import annotations
