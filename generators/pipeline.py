@@ -227,6 +227,11 @@ class PipelineGenerator:
         return self.pipe.vae_scale_factor
 
     @property
+    def size_limit(self) -> int | None:
+        """Height and width must not be greater, in pixels; None where nothing is."""
+        return None
+
+    @property
     def frames_multiple(self) -> int:
         """Clips have a multiple of it plus one frames."""
         return self.pipe.vae_scale_factor_temporal
@@ -245,9 +250,12 @@ class PipelineGenerator:
             raise ValueError(f"generator.frames={self.config.frames}: {self.family} makes single pictures")
         for name, value in self._size().items():
             step, first = (self.size_multiple, 0) if name != "num_frames" else (self.frames_multiple, 1)
+            limit = self.size_limit if name != "num_frames" else None
             nearest = max(round((value - first) / step) * step + first, first or step)
+            nearest = min(nearest, limit or nearest)
             if value != nearest:
                 rule = f"a multiple of {step}" + (f" plus {first}" if first else "")
+                rule += f", at most {limit}" if limit else ""
                 key = "frames" if name == "num_frames" else name
                 raise ValueError(
                     f"generator.{key}={value}: {self.family} needs {rule}; the nearest is {nearest}"

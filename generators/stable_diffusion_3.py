@@ -52,3 +52,7 @@ class StableDiffusion3(PipelineGenerator):
     @property
     def size_multiple(self) -> int:
         return self.pipe.vae_scale_factor * self.pipe.patch_size
+
+    @property
+    def size_limit(self) -> int | None:
+        return self.model.config.pos_embed_max_size * self.size_multiple

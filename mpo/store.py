@@ -237,4 +237,5 @@ def hub_snapshot(path: str, online: bool) -> Path | None:
         raise FileNotFoundError(f"{path}: {where}") from error
     except OSError as error:
         reason = str(error).splitlines()[0]
-        raise FileNotFoundError(f"{path}: no folder here, and the hub says: {reason}") from error
+        where = f"neither a folder here nor in the hub's cache {HF_HUB_CACHE}"
+        raise FileNotFoundError(f"{path}: {where}, and the hub says: {reason}") from error

@@ -62,6 +62,26 @@ def test_a_scheduler_that_predicts_something_else(tiny_pipeline, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("cogvideox", {"frames": 8}, "needs a multiple of 4 plus 1; the nearest is 9"),
+        ("wan", {"frames": 4}, "needs a multiple of 4 plus 1; the nearest is 5"),
+        ("wan", {"width": 33}, "the nearest is 32"),
+        ("stable_diffusion_3", {"height": 10**6}, ", at most"),
+        ("flux", {"width": 17}, "the nearest is"),
+        ("stable_diffusion_xl", {"frames": 9}, "makes single pictures"),
+    ],
+)
+def test_frames_and_sizes_name_the_nearest_that_the_family_can_do(tiny_pipeline, kind, changes, told):
+    config = generator_config(kind, tiny_pipeline(kind), **changes)
+    with pytest.raises(ValueError) as error:
+        build_generator(config, denoiser_only=True)
+    assert told in one_line(error)
+    key, value = next(iter(changes.items()))
+    assert f"generator.{key}={value}" in one_line(error)
+
+
+@pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"height": 17}, "the nearest is 16"),
