@@ -17,12 +17,12 @@ from torch.utils.data import Dataset, SequentialSampler, default_collate
 from transformers import TrainerCallback, TrainerState
 
 from generators.adapters import Tuning
-from mpo.losses import LossOutput, auto_beta, per_element_beta, reward_offset
+from mpo.losses import LossOutput, per_element_beta, reward_offset
 from mpo.preference_data import PairDraws, PreferencePairs
 from mpo.preference_loss import preference_loss
 from mpo.sharding import ShardingTrainer
 from mpo.training_arguments import DiffusionDPOConfig
-from mpo.watch import Watch
+from mpo.watch import Watch, beta_now
 
 _NAMED = 4  # pairs that a message names at most
 
@@ -182,16 +182,10 @@ def _metrics(output: LossOutput) -> dict[str, Tensor]:
 
 def _beta_line(args: DiffusionDPOConfig, elements: int, delta: float | None) -> str:
     """What beta means for this latent's size."""
-    if args.beta != "auto":
-        return (
-            f"beta {args.beta:g} on the mean of {elements:,} latent elements acts as "
-            f"{per_element_beta(args.beta, elements):.3g} per element"
-        )
-    beta = auto_beta(delta or 0.0, args.beta_target)
-    return (
-        f"beta auto: follows the typical |delta|, now {beta:.4g}, which on the mean of {elements:,} latent "
-        f"elements acts as {per_element_beta(beta, elements):.3g} per element"
-    )
+    beta = beta_now(args, delta)
+    name = "auto, which follows the typical |delta|, now " if args.beta == "auto" else ""
+    acts = f"acts as {per_element_beta(beta, elements):.3g} per element"
+    return f"beta {name}{beta:g} on the mean of {elements:,} latent elements {acts}"
 
 
 def _typical_gap(pairs: PreferencePairs, margin_offset: float) -> float | None:

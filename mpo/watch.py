@@ -15,6 +15,14 @@ from mpo.losses import auto_beta, running_mean
 from mpo.training_arguments import DiffusionDPOConfig
 
 _DELTA_DECAY = 0.95  # of the running mean of |delta|, an optimiser step
+_FIRST_BETA = 2000.0  # of `beta: auto` until a |delta| is known; its upper bound would blow up a loss
+
+
+def beta_now(args: DiffusionDPOConfig, delta: float | None) -> float:
+    """The beta of a step before which `delta` is the running mean of |delta|; None: not known yet."""
+    if args.beta != "auto":
+        return args.beta
+    return _FIRST_BETA if delta is None else auto_beta(delta, args.beta_target)
 
 
 class Watch(TrainerCallback, ExportableState):
@@ -38,9 +46,7 @@ class Watch(TrainerCallback, ExportableState):
     @property
     def beta(self) -> float:
         """The beta of the coming step."""
-        if self._args.beta != "auto":
-            return self._args.beta
-        return auto_beta(self.delta or 0.0, self._args.beta_target)
+        return beta_now(self._args, self.delta)
 
     def logs(self) -> dict[str, float]:
         """What the training log has of it."""

@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 import torch
 from tiny_pipelines import generator_config
 
-from generators.adapters import FullTuning, LoraTuning, load_adapter
+from generators.adapters import FullTuning, LoraTuning, check_targets, load_adapter
 from generators.build import build_generator
 
 KIND = "stable_diffusion"
@@ -89,3 +91,14 @@ def test_a_target_that_matches_nothing_is_one_line(generator):
     assert "\n" not in str(error.value)
     assert "to_qq matches no module of UNet2DConditionModel" in str(error.value)
     assert "to_q" in str(error.value).split("nearest")[1]
+
+
+def test_targets_are_checked_from_configs_alone(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline(KIND), tmp_path / "configs")
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    config = generator_config(KIND, folder)
+    check_targets(config, ["to_q", "ff.net.2"])
+    with pytest.raises(ValueError, match="to_qq matches no module of UNet2DConditionModel"):
+        check_targets(config, ["to_q", "to_qq"])
+    check_targets(generator_config(KIND, "nobody/nothing"), ["to_qq"])  # not in the cache: said on loading

@@ -49,7 +49,12 @@ def main(family, pipeline, folder, mode, micro, die_at=None):
         list("abcdef"),
     )
     train = TrainConfig(
-        beta=200.0, learning_rate=1e-3, steps=4, batch_size=4, micro_batch_size=micro, save_steps=2
+        beta="auto" if mode == "lora" else 200.0,
+        learning_rate=1e-3,
+        steps=4,
+        batch_size=4,
+        micro_batch_size=micro,
+        save_steps=2,
     )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     arguments = training_arguments(

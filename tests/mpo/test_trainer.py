@@ -7,9 +7,12 @@ import pytest
 import torch
 from tiny_pipelines import generator_config
 from training import KIND, Stop, assert_equal, losses, settings, trained, trainer
+from transformers.training_args import OptimizerNames
 
 from generators.adapters import load_adapter
 from generators.build import build_generator
+from mpo import training_arguments as of_training
+from mpo.config import OPTIMIZERS
 from mpo.preference_data import PairDraws, PreferencePairs
 from mpo.trainer import last_checkpoint
 from mpo.training_arguments import training_arguments
@@ -240,6 +243,25 @@ def test_a_batch_that_does_not_divide_is_one_line():
         training_arguments(settings(batch_size=10), "out", seed=0, processes=2)
     with pytest.raises(ValueError, match="train.options.adam_beta3"):
         training_arguments(settings(options={"adam_beta3": 0.9}), "out", seed=0)
+
+
+def test_optimisers_and_schedules_that_are_not_there_are_one_line(monkeypatch):
+    monkeypatch.setattr(of_training, "find_spec", lambda name: None)
+    for name in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"):
+        with pytest.raises(ValueError, match=f"{name}': needs bitsandbytes, which is not installed"):
+            of_training.check_training(settings(optimizer=name), cpu=False)
+    monkeypatch.setattr(of_training, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match="'adamw_8bit': needs a GPU, and this run is on the CPU"):
+        of_training.check_training(settings(optimizer="adamw_8bit"), cpu=True)
+    of_training.check_training(settings(optimizer="adamw_8bit"), cpu=False)
+    with pytest.raises(ValueError, match="train.lr_scheduler = 'cosin': must be one of linear, cosine"):
+        of_training.check_training(settings(lr_scheduler="cosin"), cpu=True)
+
+
+def test_every_optimiser_has_its_name_in_transformers():
+    assert set(of_training._OPTIMIZERS) == set(OPTIMIZERS)
+    names = {kind.value for kind in OptimizerNames}
+    assert set(of_training._OPTIMIZERS.values()) <= names
 
 
 def test_no_pairs_is_one_line(tiny_pipeline, pairs, tmp_path):

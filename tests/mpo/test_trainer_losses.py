@@ -7,7 +7,6 @@ import torch
 from training import Stop, assert_equal, losses, trained, trainer
 
 from mpo.config import DisplacementConfig
-from mpo.losses import auto_beta
 from mpo.preference_data import PreferencePairs
 from mpo.trainer import last_checkpoint
 
@@ -36,7 +35,7 @@ def test_auto_beta_and_the_watch_survive_a_kill(tiny_pipeline, pairs, tmp_path, 
     assert again.watch.state() == straight.watch.state()
     assert [event["step"] for event in straight.watch.events] == ([3, 5] if action == "lower_rate" else [3])
     betas = [entry["beta"] for entry in straight.state.log_history if "beta" in entry]
-    assert betas[0] == auto_beta(0.0) and len(set(betas)) == 6
+    assert betas[0] == 2000.0 and len(set(betas)) == 6
 
 
 def test_what_the_watch_does_changes_the_result(tiny_pipeline, pairs, tmp_path):

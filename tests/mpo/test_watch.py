@@ -86,5 +86,5 @@ def test_auto_beta_follows_the_running_mean_of_delta(tmp_path):
     # starts with the first |delta| above 0; then .95 * .2 + .05 * .4
     assert watch.delta == pytest.approx(0.21)
     assert watch.beta == watch.logs()["beta"] == auto_beta(watch.delta, 0.2)
-    assert watching([(0.0, 0.0, 1.0)], tmp_path, beta="auto")[0].beta == auto_beta(0.0)
+    assert watching([(0.0, 0.0, 1.0)], tmp_path, beta="auto")[0].beta == 2000.0
     assert watching([(0.3, 0.0, 1.0)], tmp_path)[0].beta == 200.0
