@@ -27,6 +27,8 @@ def check(config: RunConfig) -> None:
             f"pairs.candidates = {config.pairs.candidates}: must be at most generate.candidates = {most}"
         )
     _check_loss(config.train)
+    if config.reference == "previous" and config.train.loss == "mapo":
+        raise ConfigError("reference = 'previous': train.loss=mapo has no reference; must be base")
     batch, micro = config.train.batch_size, config.train.micro_batch_size
     if batch % micro:
         raise ConfigError(

@@ -133,6 +133,12 @@ def test_switches_of_the_loss_that_exclude_each_other(base, overrides, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_reference_is_only_chosen_where_there_is_one(base):
+    assert load(base, ["reference=previous", "rounds=2"]).reference == "previous"
+    with pytest.raises(ConfigError, match="reference = 'previous': train.loss=mapo has no reference"):
+        load(base, ["reference=previous", "rounds=2", "train.loss=mapo"])
+
+
 def test_beta_is_a_number_or_auto(base):
     assert load(base, ["train.beta=auto"]).train.beta == "auto"
     betas = [load(base, [f"train.beta={text}"]).train.beta for text in ("500", "5e2", "500.0")]
