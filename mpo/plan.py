@@ -212,7 +212,8 @@ def _sample_bytes(folder: Path, config: RunConfig) -> float | None:
 
 def _weights_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:
     """Of the trained parameters on disk, in float32."""
-    return None if generator is None else trained_parameters(config, generator) * 4.0
+    known = generator is not None and generator.parameters
+    return trained_parameters(config, generator) * 4.0 if known else None
 
 
 def _shapes(file: Path) -> list[tuple[str, list[int]]]:

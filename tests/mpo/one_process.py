@@ -49,7 +49,7 @@ def main(family, pipeline, folder, mode, micro, die_at=None):
         list("abcdef"),
     )
     train = TrainConfig(
-        beta="auto" if mode == "lora" else 200.0,
+        beta=200.0,
         learning_rate=1e-3,
         steps=4,
         batch_size=4,
@@ -68,6 +68,7 @@ def main(family, pipeline, folder, mode, micro, die_at=None):
     report = {
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "held": [held_share(model) for model in models],
+        "delta": trainer.watch.delta,  # that `beta: auto` would follow
     }
     if trainer.is_world_process_zero():
         (folder / "losses.json").write_text(json.dumps(report))

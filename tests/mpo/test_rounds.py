@@ -21,7 +21,7 @@ CHANGES = {
     "generate": {"candidates": 3},
     "train": {"steps": 3, "save_steps": 2, "logging_steps": 1},
 }
-SETTINGS = ["rounds=2", "validate.every=2", "validate.prompts=1"]
+SETTINGS = ["rounds=2", "validate.every=2", "validate.prompts=1", "pairs.rule=total", "pairs.margin=1e-6"]
 
 
 @pytest.mark.parametrize(("mode", "reference"), [("lora", "previous"), ("full", "base")])

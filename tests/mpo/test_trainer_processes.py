@@ -75,6 +75,7 @@ def test_killed_with_two_processes_and_resumed_with_two_or_one_equals_one(
         (report, trained), (expected, expected_trained) = outcome(resumed), outcome(straight)
         assert len(expected["losses"]) == 4 and len(set(expected["losses"])) == 4
         assert report["losses"] == pytest.approx(expected["losses"], abs=1e-5)
+        assert report["delta"] == pytest.approx(expected["delta"], rel=1e-3) and report["delta"] > 0
         assert trained.keys() == expected_trained.keys() and len(trained) > 8
         for name, parameter in expected_trained.items():
             torch.testing.assert_close(trained[name], parameter, atol=4e-5, rtol=0)
