@@ -108,8 +108,8 @@ def show(run: Annotated[Path, typer.Argument(help="A run's folder, or its name u
     from mpo.artifacts import CONFIG, resolve
     from mpo.show import evaluation_table, stage_table, validation_table, yield_table
 
-    folder = run if run.is_dir() else Path("runs") / run
-    if not (folder / CONFIG).is_file():
+    folder = next((place for place in (run, Path("runs") / run) if (place / CONFIG).is_file()), None)
+    if folder is None:
         raise FileNotFoundError(f"{run}: no run there (a folder with {CONFIG}), nor under runs/")
     found = resolve(load(folder / CONFIG), now=False)
     stage_table(found)

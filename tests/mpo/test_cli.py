@@ -147,7 +147,7 @@ def test_a_fallen_dimension_can_be_the_exit_code(finished, tmp_path):
     assert complaint(finished) == "mpo: fell significantly: d1 (by judge)"
 
 
-def test_show_tells_what_is_there(finished, mpo, tiny_run, tmp_path):
+def test_show_tells_what_is_there(finished, mpo, tiny_run, tmp_path, monkeypatch):
     code, out, _ = mpo("show", finished.parent / "run")
     assert code == 0
     assert "judge total" in out
@@ -158,6 +158,11 @@ def test_show_tells_what_is_there(finished, mpo, tiny_run, tmp_path):
     assert "there" in out
     assert "to do" in out
     assert "judge total" not in out
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "twin").symlink_to(tmp_path / "run")
+    (tmp_path / "twin").mkdir()  # some folder of the same name is not taken for the run
+    monkeypatch.chdir(tmp_path)
+    assert "there" in mpo("show", "twin")[1]
     code, _, err = mpo("show", tmp_path / "nowhere")
     assert code == 2
     assert "no run there" in err
