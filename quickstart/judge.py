@@ -1,7 +1,7 @@
-"""The bundled judge's architecture: a LLaVA of 1.6 M parameters, and its tokenizer.
+"""The bundled judge's architecture: a LLaVA of 1.7 M parameters, and its tokenizer.
 
-A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into one visual token, which a
-Llama of 2 layers reads before the question. Every part is a class that transformers ships; the saved folder
+A LeViT tower (convolutions with stride, then attention) turns 64x64 pixels into 4 visual tokens, which a
+Llama of 3 layers reads before the question. Every part is a class that transformers ships; the saved folder
 is an ordinary one.
 """
 
@@ -20,7 +20,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-VISUAL_TOKENS = 1
+VISUAL_TOKENS = 4
 WIDTH = 96  # of the language model
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 IMAGE, ANSWER = "<image>", "<answer>"
@@ -54,7 +54,7 @@ def new_processor(texts: Sequence[str]) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=images,
         tokenizer=tokenizer,
-        patch_size=64,  # one visual token
+        patch_size=32,  # 4 visual tokens of 32x32 pixels each
         vision_feature_select_strategy="full",
         image_token=IMAGE,
         chat_template=CHAT_TEMPLATE,
@@ -74,14 +74,14 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
         "key_dim": [16, 16],
         "attention_ratio": [2, 2],
         "mlp_ratio": [2, 2],
-        "down_ops": [["Subsample", 16, 16, 4, 2, 4], [""]],
+        "down_ops": [["Subsample", 16, 16, 4, 2, 2], [""]],
     }
     text = {
         "model_type": "llama",
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": 256,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": 2048,
@@ -108,5 +108,5 @@ def new_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
 
 
 def visual_tokens(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """Return the projected visual token [B, 1, WIDTH] of pixels [B, 3, 64, 64] in [-1, 1]."""
+    """Return the projected visual tokens [B, 4, WIDTH] of pixels [B, 3, 64, 64] in [-1, 1]."""
     return torch.stack(list(model.model.get_image_features(pixel_values=pixels).pooler_output))

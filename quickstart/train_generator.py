@@ -96,7 +96,7 @@ def new_pipeline() -> StableDiffusionPipeline:
         timestep_spacing="trailing",
         steps_offset=1,
         clip_sample=False,
-        prediction_type="v_prediction",  # where noise is all there is, the picture's layout is predicted as well
+        prediction_type="v_prediction",  # where all is noise, the picture's layout is predicted as well
     )
     text_encoder = CLIPTextModel(text)
     for table, std in (("token", 1.0), ("position", 0.3)):  # words that stand out from the start
@@ -180,8 +180,8 @@ def train_denoiser(
     moving average.
 
     It is in the noisiest steps that a sample's place and shape are decided; an error in the noise, predicted
-    instead, would hardly tell there. Training starts with those steps alone, where nothing but the prompt says
-    what to draw, and takes the others in over its first quarter: so the prompt is learned many times sooner.
+    instead, would hardly tell there. Training starts with those steps alone, where nothing but the prompt
+    says what to draw, and takes in the others over its first quarter: so prompts are learned much sooner.
     """
     unet, text_encoder, scheduler = pipe.unet, pipe.text_encoder, pipe.scheduler
     mean, std = (part * pipe.vae.config.scaling_factor for part in latents)
@@ -231,7 +231,7 @@ def montage(pictures: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
     return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
 
 
-def build(folder: Path, seed: int = 0, autoencoder_steps: int = 3000, denoiser_steps: int = 8000) -> None:
+def build(folder: Path, seed: int = 0, autoencoder_steps: int = 2200, denoiser_steps: int = 9000) -> None:
     """Train the generator and save it to `folder` in half precision, renamed when complete."""
     started = time.monotonic()
 

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import get_cosine_schedule_with_warmup
 
 from quickstart.course import random_scenes, words, write_annotations
-from quickstart.judge import WIDTH, new_model, new_processor, visual_tokens
+from quickstart.judge import VISUAL_TOKENS, WIDTH, new_model, new_processor, visual_tokens
 from quickstart.world import ATTRIBUTES, COLUMN, PROMPTED, prompt_of, render
 from rewards.checklist import Checklist
 from rewards.finetune import train_judge
@@ -36,11 +36,9 @@ GENERATOR = Path(__file__).parent / "weights" / "generator"
 OUT = Path("runs/judge")  # TRAINING looks beside it for what `prepare` writes
 PICTURES = 8192  # annotated renders, and as many that the generator has drawn anew
 VISITS = 2  # annotations of each picture that was drawn anew: with another prompt and other questions
-STRENGTHS = (0.05, 0.15, 0.05, 0.3)  # how far back into noise before drawing anew; further changes shapes
+STRENGTHS = (0.05, 0.15, 0.3)  # how far back into noise before drawing anew; further changes shapes
 VALIDATED = 256  # pictures to validate on, of each kind
-TOWER_STEPS, TOWER_BATCH, PEAK = 800, 64, 2e-3  # PEAK: learning rate
-SHARP = 0.3  # share of the tower's steps, the first, without blur: shapes, which come last, come sooner so
-SHAPE = 3.0  # how much more shapes count to the tower than each other attribute
+TOWER_STEPS, TOWER_BATCH, PEAK = 600, 64, 2e-3  # PEAK: learning rate
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
@@ -68,34 +66,30 @@ def redraw(generator: str | Path, scenes: np.ndarray, rng: np.random.Generator, 
 
 
 class AttributeHeads(nn.Module):
-    """Linear heads that read every attribute off the visual token; used in training only.
+    """Linear heads that read every attribute off the visual tokens; used in training only.
 
-    What a prompt names is read along the embeddings of its words, so that a picture comes to lie where the
-    words do that describe it, and the language model need not learn each word's counterpart.
+    What a prompt names is also read along the embeddings of its words, so that a picture comes to lie where
+    the words do that describe it, and the language model need not learn each word's counterpart.
     """
 
     def __init__(self, model, processor):
         super().__init__()
         embeddings, token = model.get_input_embeddings().weight, processor.tokenizer.convert_tokens_to_ids
-        self.named = {name: embeddings[token(list(ATTRIBUTES[name]))].detach() for name in PROMPTED}
-        others = {name: values for name, values in ATTRIBUTES.items() if name not in PROMPTED}
-        self.heads = nn.ModuleDict({name: nn.Linear(WIDTH, len(values)) for name, values in others.items()})
-
-    def logits(self, visual: Tensor) -> dict[str, Tensor]:
-        """Return by attribute the logits [B, values] of visual tokens [B, 1, D]."""
-        token = visual[:, 0]
-        return {name: token @ words.T for name, words in self.named.items()} | {
-            name: head(token) for name, head in self.heads.items()
-        }
+        self.words = {name: embeddings[token(list(ATTRIBUTES[name]))].detach() for name in PROMPTED}
+        width = VISUAL_TOKENS * WIDTH
+        self.heads = nn.ModuleDict(
+            {name: nn.Linear(width, len(values)) for name, values in ATTRIBUTES.items()}
+        )
 
     def loss(self, visual: Tensor, scenes: Tensor) -> Tensor:
-        """Return the cross-entropy, summed over attributes, of visual tokens [B, 1, D] for scenes [B, 8]."""
+        """Return the cross-entropy, summed over attributes, of visual tokens [B, 4, D] for scenes [B, 8]."""
+        read = [(name, head(visual.flatten(1))) for name, head in self.heads.items()]
+        read += [(name, visual.mean(1) @ words.T) for name, words in self.words.items()]
         present = scenes[:, COLUMN["present"]] == 1
         losses = []
-        for name, logits in self.logits(visual).items():
+        for name, logits in read:
             rows = slice(None) if name in ("background", "specks", "present") else present
-            loss = cross_entropy(logits[rows], scenes[rows, COLUMN[name]])
-            losses.append(loss * SHAPE if name == "shape" else loss)
+            losses.append(cross_entropy(logits[rows], scenes[rows, COLUMN[name]]))
         return torch.stack(losses).sum()
 
 
@@ -115,12 +109,10 @@ def teach_tower(
     pictures, known = drawn
     for step in range(steps):
         rows, fresh = rng.integers(0, len(known), TOWER_BATCH // 2), random_scenes(TOWER_BATCH // 2, rng)
-        scenes = np.concatenate([known[rows], fresh])
-        if step < SHARP * steps:
-            scenes[:, COLUMN["blur"]] = 0
-            shown = render(scenes, rng)
-        else:
-            shown = np.concatenate([pictures[rows], render(fresh, rng)])
+        scenes, shown = (
+            np.concatenate([known[rows], fresh]),
+            np.concatenate([pictures[rows], render(fresh, rng)]),
+        )
         loss = heads.loss(visual_tokens(model, to_pixels(shown)), torch.from_numpy(scenes))
         optimizer.zero_grad()
         loss.backward()

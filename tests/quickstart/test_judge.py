@@ -165,8 +165,10 @@ def test_recipe_is_seeded_and_writes_a_folder_that_loads(tmp_path):
         (tmp_path / name / "judge" / "model.safetensors").read_bytes() for name in ("once", "again", "other")
     )
     assert once == again != other
-    assert load_judge(tmp_path / "once" / "judge").words.yes == load_judge(FOLDER).words.yes
-    before, after = (load_file(tmp_path / "once" / part / "model.safetensors") for part in ("start", "judge"))
+    assert len(load_judge(tmp_path / "once" / "judge").words.yes) == 1
+    before, after = (
+        load_file(tmp_path / "once" / part / "model.safetensors") for part in ("judge.course/start", "judge")
+    )
     moved = [not torch.equal(before[name].half(), after[name]) for name in before if "language_model" in name]
     assert len(moved) > 10 and all(moved)
 
