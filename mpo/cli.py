@@ -131,7 +131,7 @@ def build(
     \b
     mpo quickstart build
     mpo run configs/quickstart.yaml name=rebuilt generator.path=runs/weights/generator
-    mpo quickstart build --video runs/video_weights
+    mpo quickstart build --video quickstart/video/weights     for configs/quickstart_video.yaml
     """
     for part in ("generator", "judge"):
         if (folder / part).exists():

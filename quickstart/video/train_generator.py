@@ -235,7 +235,7 @@ def filmstrips(clips: np.ndarray) -> Image.Image:
 
 
 def build(
-    folder: Path, seed: int = 0, autoencoder_steps: int = 3000, denoiser_steps: int = 6000, copies: int = 12
+    folder: Path, seed: int = 0, autoencoder_steps: int = 2000, denoiser_steps: int = 5000, copies: int = 12
 ) -> None:
     """Train the generator and save it to `folder` in half precision, renamed when complete."""
     started = time.monotonic()

@@ -1,8 +1,8 @@
 """Trains the bundled video judge from nothing, in two stages. Seeded.
 
 Half of the clips are renders. The other half are renders that the bundled generator has partly drawn anew
-(noised, then denoised towards a prompt that names what they show), so that the judge meets the generator's
-hand and the labels stay those of the renderer: the oracle teaches nothing.
+(noised, then denoised towards a prompt that names what they show) and that were stored as MP4, so that the
+judge meets what a run will show it and the labels stay those of the renderer: the oracle teaches nothing.
 
 1. The tower and the decoder learn what clips show through linear heads, thrown away later: what each frame
    shows from its visual tokens, what the clip shows from the decoder's state of its last token.
@@ -13,8 +13,8 @@ hand and the labels stay those of the renderer: the oracle teaches nothing.
 import argparse
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -23,14 +23,16 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
+from generators.saving import save_media
 from quickstart.video.course import CHECKLIST, Course, random_scenes
 from quickstart.video.judge import clip_states, decode, new_model, save
 from quickstart.video.train_generator import PROMPT_TOKENS
 from quickstart.video.world import ATTRIBUTES, COLUMN, FRAMES, SIZE, Tracks, animate, draw, prompt_of
 from rewards.checklist import Checklist
 from rewards.cogvlm2.processing import frame_pixels
+from rewards.media import load_media
 
-GENERATOR = Path(__file__).parents[1] / "weights" / "video_generator"
+GENERATOR = Path(__file__).parent / "weights" / "generator"
 CLIPS = 2048  # drawn anew by the generator
 STRENGTHS = (0.1, 0.2, 0.35)  # how far back into noise before drawing anew
 BATCH = 32
@@ -41,17 +43,6 @@ PEAK = 2e-3  # learning rate
 def to_pixels(clips: np.ndarray) -> Tensor:
     """Return pixels [B, T, 3, 32, 32] as the processor makes them of uint8 clips [B, T, 32, 32, 3]."""
     return frame_pixels(torch.from_numpy(clips).flatten(0, 1), SIZE).unflatten(0, clips.shape[:2])
-
-
-def take(tracks: Tracks, rows: np.ndarray) -> Tracks:
-    """Return some rows of tracks."""
-    return replace(tracks, **{field.name: getattr(tracks, field.name)[rows] for field in fields(tracks)})
-
-
-def join(first: Tracks, second: Tracks) -> Tracks:
-    """Return two batches of tracks as one."""
-    parts = {f.name: np.concatenate([getattr(first, f.name), getattr(second, f.name)]) for f in fields(first)}
-    return Tracks(**parts)
 
 
 def redraw(generator: str | Path, scenes: np.ndarray, clips: np.ndarray, seed: int) -> np.ndarray:
@@ -74,6 +65,16 @@ def redraw(generator: str | Path, scenes: np.ndarray, clips: np.ndarray, seed: i
         )
         drawn.append((output.frames * 255).round().astype(np.uint8))
     return np.concatenate(drawn)
+
+
+def as_stored(clips: np.ndarray, frame_rate: float = 8) -> np.ndarray:
+    """Return clips uint8 [B, 9, 32, 32, 3] as they come back from MP4: a run reads its samples so."""
+    read = []
+    with TemporaryDirectory() as folder:
+        for clip in clips:
+            save_media(clip, f"{folder}/clip.mp4", frame_rate)
+            read.append(load_media(f"{folder}/clip.mp4", f"uniform:{FRAMES}").frames)
+    return np.stack(read)
 
 
 class Heads(nn.Module):
@@ -155,7 +156,7 @@ def main(
     course = Course(Checklist.from_yaml(CHECKLIST))
     pool_scenes = random_scenes(clips, rng)
     pool_tracks = animate(pool_scenes, rng)
-    pool = redraw(generator, pool_scenes, draw(pool_tracks, rng), seed)
+    pool = as_stored(redraw(generator, pool_scenes, draw(pool_tracks, rng), seed))
     say(f"{clips} clips drawn anew by the generator")
     model = new_model(course.tokenizer)
     heads = Heads(model.config.hidden_size)
@@ -165,7 +166,11 @@ def main(
         tracks = animate(fresh, rng)
         shown = np.concatenate([pool[rows], draw(tracks, rng)])
         embeddings = clip_states(model, course.processor, to_pixels(shown))
-        return embeddings, join(take(pool_tracks, rows), tracks), np.concatenate([pool_scenes[rows], fresh])
+        return (
+            embeddings,
+            Tracks.cat([pool_tracks.rows(rows), tracks]),
+            np.concatenate([pool_scenes[rows], fresh]),
+        )
 
     def seeing_loss() -> tuple[Tensor, str]:
         clip, tracks, scenes = show()

@@ -3,6 +3,7 @@
 A batch of scenes is an int64 array [B, 10]: a column for each of `ATTRIBUTES`, an index into its values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -100,6 +101,17 @@ class Tracks:
     centre: np.ndarray
     opacity: np.ndarray
     background: np.ndarray
+
+    def rows(self, index: np.ndarray) -> "Tracks":
+        """Return the tracks of some of the clips."""
+        return Tracks(**{name: track[index] for name, track in vars(self).items()})
+
+    @staticmethod
+    def cat(batches: Sequence["Tracks"]) -> "Tracks":
+        """Return several batches as one."""
+        return Tracks(
+            **{name: np.concatenate([vars(batch)[name] for batch in batches]) for name in vars(batches[0])}
+        )
 
 
 def animate(scenes: np.ndarray, rng: np.random.Generator) -> Tracks:

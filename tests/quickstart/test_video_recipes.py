@@ -7,14 +7,22 @@ import pytest
 import torch
 
 from generators.build import build_generator
-from mpo.config import GeneratorConfig
-from quickstart.video import train_generator, train_judge, world
+from mpo.artifacts import resolve
+from mpo.config import GeneratorConfig, load
+from mpo.models import Models
+from mpo.pipeline import run_stages
+from mpo.scores import read_scores
+from mpo.store import read_table
+from quickstart.video import oracle, train_generator, train_judge, world
 from quickstart.video.course import CHECKLIST, Course, random_asked, random_scenes
 from quickstart.video.judge import clip_states, decode
 from rewards.build import load_judge
 from rewards.checklist import Checklist
 from rewards.judges.base import Answers
 from rewards.media import load_media
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "configs" / "quickstart_video.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +124,32 @@ def test_training_asks_token_for_token_what_the_driver_asks(course, built):
         assert isinstance(item, Answers)
         torch.testing.assert_close(item.yes_logit, row[:, course.yes], atol=1e-4, rtol=0)
         torch.testing.assert_close(item.no_logit, row[:, course.no], atol=1e-4, rtol=0)
+
+
+def test_the_config_samples_clips_as_mp4_and_scores_all_their_frames(built, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = {
+        "generator.path": built / "generator",
+        "generator.steps": 2,
+        "reward.judge": built / "judge",
+        "reward.min_mass": 0,  # after two steps it says anything
+        "prompts.train_limit": 2,
+        "generate.candidates": 2,
+        "generate.batch_size": 4,
+        "run_dir": tmp_path / "run",
+        "store": tmp_path / "store",
+    }
+    config = load(CONFIG, [f"{key}={value}" for key, value in overrides.items()])
+    checklist = Checklist.from_yaml(config.reward.checklist)
+    assert set(oracle.DIMENSIONS) == set(checklist.dimensions)
+    assert config.objectives.dims["dynamic"].role == "hold"
+    run = resolve(config)
+    run_stages(run, until="score")
+    rows = read_table(*run.artifacts.candidates.shards("candidates"))
+    clips = [run.artifacts.candidates.folder / row["media"] for row in rows]
+    assert len(clips) == 4 and {clip.suffix for clip in clips} == {".mp4"}
+    assert {len(load_media(clip, config.reward.frames).frames) for clip in clips} == {world.FRAMES}
+    scores = read_scores(run.artifacts.scores)
+    assert not scores.missing and scores.levels["dimension"][0] == checklist.dimensions
+    cards = Models(config).reward("quickstart_video").score(clips, [row["prompt"] for row in rows])
+    assert all(card.missing is None and set(card.dimensions) == set(oracle.DIMENSIONS) for card in cards)
