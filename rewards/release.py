@@ -17,8 +17,7 @@ The release's scoring has quirks that its published numbers depend on; `policy` 
 | video: newline after a question    | goes to the judge                    | stripped                       |
 
 Both code answers as +1 and -1; the image score is a sum with VQAScore as alignment, the video score a mean.
-Both code answers as +1 and -1; the image score is a sum with VQAScore as alignment, the video score a mean.
-selected lists score alike.
+The full and the selected lists score alike: a line that is not selected has weight 0.
 """
 
 from __future__ import annotations

@@ -60,13 +60,16 @@ class VisionReward:
         return self.checklist.names(level)
 
     def score(self, media, prompts) -> list[Scorecard] | Scorecard:
-        """One scorecard an item, in order; a single medium with a single prompt gives a single scorecard.
+        """One scorecard an item, in order; a single medium gives a single scorecard.
 
-        media: paths, PIL images, uint8 arrays [T, H, W, 3], or `Media`. An item that cannot be read or judged
-        gets a scorecard with a reason and no numbers; the others are scored.
+        media: a path, a PIL image, a uint8 array [T, H, W, 3] or `Media`, or a list of such. prompts: one for
+        all, or one an item. An item that cannot be read or judged gets a scorecard with a reason and no
+        numbers; the others are scored.
         """
-        if isinstance(prompts, str):
+        if not isinstance(media, list | tuple):
             return self.score([media], [prompts])[0]
+        if isinstance(prompts, str):
+            prompts = [prompts] * len(media)
         return list(self.stream(media, prompts))
 
     def stream(self, media: Sequence, prompts: Sequence[str]) -> Iterator[Scorecard]:
@@ -235,23 +238,30 @@ class _Watch:
             raise ValueError(self.first_reason)
 
     def warn_if_same(self) -> None:
-        """Warns when several different items got the same answers to five questions or more, or one word as
-        `ENOUGH` answers.
+        """Warns when several different items got the same answers to five questions or more, or each of them one
+        word throughout, or one word as `ENOUGH` answers; and when a single item got no to ten or more.
         """
         distinct = set(self.answered.values())
-        if len(self.answered) < 2 or len(distinct) > 1:
+        words = sorted({word for answers in distinct for word in answers})
+        throughout = all(len(set(answers)) == 1 for answers in distinct)
+        asked, several = min(map(len, distinct), default=0), len(self.answered) > 1
+        if several:
+            many = asked >= 5 or (len(words) == 1 and sum(map(len, self.answered.values())) >= ENOUGH)
+            suspect = many and (throughout or len(distinct) == 1)
+        else:
+            suspect = asked >= 10 and words == [False]
+        if not suspect:
             return
-        answers = distinct.pop()
-        one_word = len(set(answers)) == 1
-        if len(answers) >= 5 or (one_word and len(answers) * len(self.answered) >= ENOUGH):
-            word = "yes" if answers[0] else "no"
-            what = f"{word} to everything" if one_word else "the same answers"
-            cause = f"a template after which {word} always comes first" if one_word else "its template"
-            warnings.warn(
-                f"{self.judge} gave all {len(self.answered)} items {what}, so they cannot be told apart; "
-                f"the likely cause is {cause}, then its precision or its weights",
-                stacklevel=3,
-            )
+        said = ["yes" if word else "no" for word in words]
+        what = " or ".join(f"{word} to everything" for word in said) if throughout else "the same answers"
+        cause = f"a template after which {said[0]} always comes first" if len(said) == 1 else "its template"
+        whom = f"all {len(self.answered)} items" if several else "the item"
+        apart = ", so they cannot be told apart" if several and len(distinct) == 1 else ""
+        warnings.warn(
+            f"{self.judge} gave {whom} {what}{apart}; "
+            f"the likely cause is {cause}, then its precision or its weights",
+            stacklevel=3,
+        )
 
 
 def _answers(pairs: list[tuple[float, ...]]) -> Answers:

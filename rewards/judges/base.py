@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from rewards.media import Media
+from rewards.media import Media, load_media
+
+Source = str | Path | Image.Image | np.ndarray | Media  # what `load_media` takes
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,41 @@ class Judge(Protocol):
     def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
         """Per item its answers, or why it has none; `questions[i]` are those about `media[i]`."""
         ...
+
+
+class Asking:
+    """`answer` as people call it: one medium or several, as files or in memory; a judge adds `_answer`."""
+
+    def answer(
+        self, media: Source | Sequence[Source], questions: str | Sequence[str] | Sequence[Sequence[str]]
+    ) -> Answers | list[Answers | Failure]:
+        """The answers about one medium; of a list of media, per item its answers or why it has none.
+
+        A medium is a path, a PIL image, a uint8 array [T, H, W, 3], or `Media`. questions: one, a list that
+        every medium is asked, or a list for each. ValueError for a single medium that cannot be judged.
+        """
+        if not isinstance(media, list | tuple):
+            asked = [questions] if isinstance(questions, str) else questions
+            (answers,) = self.answer([media], [asked])
+            if isinstance(answers, Failure):
+                raise ValueError(answers.reason)
+            return answers
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        if all(isinstance(question, str) for question in asked):
+            asked = [asked] * len(media)
+        if len(asked) != len(media):
+            raise ValueError(f"answer: {len(media)} media and {len(asked)} lists of questions")
+        results: list[Answers | Failure | None] = [None] * len(media)
+        loaded: dict[int, Media] = {}
+        for row, source in enumerate(media):
+            try:
+                loaded[row] = load_media(source, self.frames)
+            except ValueError as error:
+                results[row] = Failure(str(error))
+        found = self._answer(list(loaded.values()), [asked[row] for row in loaded])
+        for row, answers in zip(loaded, found, strict=True):
+            results[row] = answers
+        return results
 
 
 class FeatureModel(Protocol):

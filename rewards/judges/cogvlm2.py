@@ -15,17 +15,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from rewards.cogvlm2.configuration import read_config
 from rewards.cogvlm2.modeling import CogVLM2ForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor
-from rewards.judges.base import Answers, Failure
+from rewards.judges.base import Answers, Asking, Failure
 from rewards.judges.batches import in_batches
-from rewards.judges.loading import load_weights
+from rewards.judges.loading import load_weights, one_line
 from rewards.judges.packing import pack, rewind, split_packs
 from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
 from rewards.media import PER_SECOND, Media
 
 
-class CogVLM2Judge:
+class CogVLM2Judge(Asking):
     """Answers yes/no questions with CogVLM2 (images) or CogVLM2-Video.
 
     batch_size: media in one pass at most; halved for good when memory does not suffice. frames: which frames
@@ -64,8 +65,13 @@ class CogVLM2Judge:
         template: base | vqa | chat; None: the release's, vqa for images and chat for clips. options: further
         keywords of `from_pretrained`, such as `device_map` and `quantization_config`.
         """
+        # What is small first: without a tokenizer nobody should wait for the weights.
+        try:
+            config = read_config(path)
+        except OSError as error:
+            raise ValueError(f"{path}: this model cannot be loaded: {one_line(error)}") from None
+        processor = CogVLM2Processor.from_pretrained(path, config, template)
         model = load_weights(CogVLM2ForCausalLM, path, dtype, device, **options)
-        processor = CogVLM2Processor.from_pretrained(path, model.config, template)
         return cls(model, processor, str(path), batch_size, frames)
 
     @cached_property
@@ -75,7 +81,7 @@ class CogVLM2Judge:
         parts = (weights_digest(self.model), self.processor.template, vocabulary)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
+    def _answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
         """Per item its answers, or why it has none."""
         results: list[Answers | Failure | None] = [None] * len(media)
         groups: dict[tuple[int, int], list[int]] = {}  # rows of like prefixes and numbers of questions

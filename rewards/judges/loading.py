@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging
 
@@ -34,6 +35,8 @@ def load_weights(model_class, path: str | Path, dtype: str, device: str, **optio
             )
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged weights ({one_line(error)})") from None
+    except pickle.UnpicklingError:  # torch's own text tells how to run the code in it
+        raise ValueError(f"{path}: its pickled weights are damaged or hold more than tensors") from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path}: this model cannot be loaded: {one_line(error)}") from None
     check_keys(path, info)
@@ -72,6 +75,18 @@ def load_processor(path: str | Path, config):
         raise ValueError(f"{path}: its processor cannot be loaded: {one_line(error)}") from None
     processor.chat_template = processor.chat_template or parts["tokenizer"].chat_template
     return processor
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the hub; ValueError in one line where there is none."""
+    folder = Path(path)
+    if folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
+        raise ValueError(f"{path}: no tokenizer in this folder (tokenizer.json, tokenizer_config.json)")
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: no tokenizer there: {one_line(error)}") from None
 
 
 def check_keys(path: str | Path, info: dict) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, DynamicCache
 
 from rewards.judges.architecture import check_architecture, check_window
-from rewards.judges.base import Answers, Failure
+from rewards.judges.base import Answers, Asking, Failure
 from rewards.judges.batches import in_batches
 from rewards.judges.loading import load_processor, load_weights, one_line
 from rewards.judges.packing import Packed, pack, rewind, split_packs
@@ -47,7 +47,7 @@ class _Item:
         return (tuple(self.prefix["input_ids"][0].tolist()), shapes, len(self.questions))
 
 
-class TransformersJudge:
+class TransformersJudge(Asking):
     """Yes/no answers of an `AutoModelForImageTextToText`.
 
     template: with `{image}`, the whole prompt, `{image}` standing for the picture's placeholder and coming
@@ -116,7 +116,7 @@ class TransformersJudge:
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     @torch.inference_mode()
-    def answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
+    def _answer(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> list[Answers | Failure]:
         """Per item its answers, or why it has none."""
         results: list[Answers | Failure | None] = [None] * len(media)
         groups: dict[tuple, list[_Item]] = {}

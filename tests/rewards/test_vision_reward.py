@@ -68,6 +68,7 @@ def test_scores_are_the_checklists(tmp_path):
 def test_one_item_gives_one_card():
     reward = VisionReward(CountingJudge(), CHECKLIST)
     assert reward.score(PICTURES[0], "red") == reward.score(PICTURES[:1], ["red"])[0]
+    assert reward.score(PICTURES, "red") == reward.score(PICTURES, ["red"] * 3)
     with pytest.raises(ValueError, match="3 media and 1 prompts"):
         reward.score(PICTURES, ["red"])
 
@@ -173,8 +174,11 @@ def test_all_answers_alike_is_a_warning():
         warnings.simplefilter("error")
         VisionReward(CountingJudge(), checklist).score(PICTURES, ["red"] * 3)
         VisionReward(CountingJudge(always=0.2), CHECKLIST).score(PICTURES, ["red"] * 3)  # three may agree
-        reward.score(PICTURES[:1], ["red"])  # a single item says nothing
+        reward.score(PICTURES[:1], ["red"])  # a single item says nothing by six answers
         reward.score(PICTURES[:1] * 2, ["red"] * 2)  # nor does one item twice
+    longer = Checklist("ten", (*checklist.questions, *(Question(f"q{n}", f"Is it {n}?") for n in range(4))))
+    with pytest.warns(UserWarning, match="counting gave the item no to everything"):
+        VisionReward(CountingJudge(always=0.2), longer).score(PICTURES[0], "red")
 
 
 def test_scores_do_not_depend_on_chunks_or_order():
