@@ -56,6 +56,9 @@ def convert_sat(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print(f"{folder}: converted; use it as --judge {folder}")
+    if tokenizer is None and not any(folder.glob("tokenizer*")):
+        hint = "the same command with --tokenizer adds it"
+        print(f"mpo: {folder} has no tokenizer yet, and a judge needs one; {hint}", file=sys.stderr)
 
 
 def fetch(

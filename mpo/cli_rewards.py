@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,7 +69,8 @@ def vqa(
     asked = tuple(
         Question(f"question {n}", text, "answers", "answers", 1.0) for n, text in enumerate(question, 1)
     )
-    found = assemble(reward_settings(reward, judge, None, settings, cache), Checklist("vqa", asked))
+    used = replace(reward_settings(reward, judge, None, settings, cache), features={})  # of no question here
+    found = assemble(used, Checklist("vqa", asked))
     items = find_media(media)
     cards = _score(found, items, [prompt] * len(items))
     for card in cards:
@@ -195,18 +197,18 @@ def find_media(given: Sequence[str]) -> list[Path]:
 
 
 def write_csv(cards: Sequence[Scorecard], names: Sequence[str], level: str, path: Path) -> None:
-    """A row an item: item, prompt, total, the columns of the level, and why it is missing if it is."""
+    """A row an item: item, prompt, total, the columns of the level, why it is missing if it is, and notes."""
     columns = () if level == "total" else names
     part = Path(f"{path}.{os.getpid()}.part")
     with part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["item", "prompt", "total", *columns, "missing"])
+        writer.writerow(["item", "prompt", "total", *columns, "missing", "notes"])
         for card in cards:
             values = card.level(level)
             total = "" if card.missing else card.total
-            writer.writerow(
-                [card.item, card.prompt, total, *(values.get(n, "") for n in columns), card.missing or ""]
-            )
+            shown = (values.get(name, "") for name in columns)
+            last = (card.missing or "", "; ".join(card.notes))
+            writer.writerow([card.item, card.prompt, total, *shown, *last])
     part.replace(path)
 
 

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rewards.judges.base import FeatureModel, Judge
     from rewards.vision_reward import VisionReward
 
-_FEATURE_KEYS = {"vqascore": ("path", "tokenizer", "dtype", "device", "batch_size"), "judge": ()}
+_FEATURE_KEYS = {
+    "vqascore": ("path", "tokenizer", "dtype", "device", "batch_size", "allow_pickled_weights"),
+    "judge": (),
+}
 
 
 def load_reward(config: str | Path | Mapping | Any) -> VisionReward:
@@ -138,4 +141,8 @@ def detect_kind(path: str | Path) -> str:
     except json.JSONDecodeError as error:
         raise ValueError(f"{config}: not valid JSON ({error})") from None
     architectures = content.get("architectures") or []
+    if not architectures and not content.get("model_type"):
+        raise ValueError(
+            f"{config}: names neither `architectures` (such as CogVLMVideoForCausalLM) nor a `model_type`"
+        )
     return "cogvlm2" if any(name.startswith("CogVLM") for name in architectures) else "transformers"

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
     PreTrainedTokenizerBase,
@@ -30,7 +29,7 @@ from rewards.alignment import QUESTION
 from rewards.cogvlm2.processing import MEAN, image_pixels
 from rewards.judges.base import Failure
 from rewards.judges.batches import in_batches
-from rewards.judges.loading import load_weights, one_line, quiet
+from rewards.judges.loading import load_tokenizer, load_weights
 from rewards.judges.yes_no import weights_digest
 from rewards.media import Media
 
@@ -144,14 +143,25 @@ class VQAScore:
         dtype: str = "bfloat16",
         device: str = "auto",
         batch_size: int = 16,
+        allow_pickled_weights: bool = False,
     ) -> VQAScore:
-        """From folders or hub ids; the released model has no tokenizer of its own."""
-        model = load_weights(CLIPT5ForConditionalGeneration, path, dtype, device, use_safetensors=None)
+        """From folders or hub ids; the weights were trained with the tokenizer of FLAN-T5.
+
+        allow_pickled_weights: also reads pytorch_model*.bin, with `torch.load(weights_only=True)`, where
+        there are no safetensors, as may be so of the released model. ValueError with one line where it cannot
+        be loaded.
+        """
+        vocabulary = load_tokenizer(tokenizer)
+        formats = {"use_safetensors": None if allow_pickled_weights else True, "weights_only": True}
         try:
-            with quiet():
-                vocabulary = AutoTokenizer.from_pretrained(tokenizer)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{tokenizer}: no tokenizer there: {one_line(error)}") from None
+            model = load_weights(CLIPT5ForConditionalGeneration, path, dtype, device, **formats)
+        except ValueError as error:
+            if allow_pickled_weights or "safetensors" not in str(error):
+                raise
+            raise ValueError(
+                f"{path}: no safetensors there; where it has pickled weights (.bin) instead, "
+                "`allow_pickled_weights: true` beside `kind: vqascore` reads them, tensors only"
+            ) from None
         return cls(model, vocabulary, str(path), batch_size)
 
     @cached_property

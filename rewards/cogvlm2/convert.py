@@ -13,15 +13,21 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
 from rewards.cogvlm2.configuration import CogVLM2Config
 from rewards.cogvlm2.modeling import CogVLMForCausalLM
 from rewards.cogvlm2.sat import SATCheckpoint, open_sat
+from rewards.judges.loading import load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+_SPECIAL = {  # those that a prompt needs beside text
+    "bos_token_id": "<|begin_of_text|>",
+    "eos_token_id": "<|end_of_text|>",
+    "pad_token_id": "<|reserved_special_token_0|>",
+}
 _LAYER, _TOWER, _EVA = r"transformer\.layers\.(\d+)\.", r"mixins\.eva\.vit_model\.", "model.vision."
 RULES = tuple(  # SAT's names, whole, to ours
     (re.compile(pattern), ours)
@@ -88,10 +94,13 @@ def convert_sat(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
     out = Path(out)
+    vocabulary = None if tokenizer is None else load_tokenizer(tokenizer)
     with open_sat(source) as checkpoint:
         names = our_names(checkpoint)
         config = our_config(checkpoint, names)
         _check(checkpoint, names, config)
+        if vocabulary is not None:
+            _set_ids(config, vocabulary, str(tokenizer))
         tensors = {name: checkpoint.tensors[theirs] for name, theirs in names.items()}
         stored = Counter(tensor.dtype for tensor in tensors.values()).most_common(1)[0][0]
         config.dtype = DTYPES[dtype] if dtype else stored
@@ -103,8 +112,8 @@ def convert_sat(
         "metadata": {"total_size": sum(sizes.values())},
         "weight_map": {name: file for file, part in shards.items() for name in part},
     }
-    if tokenizer is not None:
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+    if vocabulary is not None:
+        vocabulary.save_pretrained(out)
     config.save_pretrained(out)
     _write(out / INDEX, lambda path: path.write_text(json.dumps(index, indent=1)))
     return out
@@ -180,6 +189,15 @@ def our_config(checkpoint: SATCheckpoint, names: dict[str, str]) -> CogVLM2Confi
                 f"{checkpoint.name}: model_config.json says {key} {said[key]}, the weights {found}"
             )
     return config
+
+
+def _set_ids(config: CogVLM2Config, vocabulary: PreTrainedTokenizerBase, name: str) -> None:
+    """Puts the ids of Llama 3's special tokens into `config`; ValueError for another kind of tokenizer."""
+    known = vocabulary.get_vocab()
+    for field, token in _SPECIAL.items():
+        if not known.get(token, config.vocab_size) < config.vocab_size:
+            raise ValueError(f"{name}: not the Llama 3 tokenizer of this model: no {token} in it")
+        setattr(config, field, known[token])
 
 
 def _count(names, prefix: str) -> int:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from rewards.cogvlm2.configuration import CogVLM2Config
 from rewards.cogvlm2.tokens import CUES, Prefix, prompt
+from rewards.judges.loading import load_tokenizer
 from rewards.media import Media
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP
@@ -67,7 +68,7 @@ class CogVLM2Processor:
 
     @classmethod
     def from_pretrained(cls, path, config: CogVLM2Config, template: str | None = None) -> CogVLM2Processor:
-        return cls(AutoTokenizer.from_pretrained(path), config, template)
+        return cls(load_tokenizer(path), config, template)
 
     def pixels(self, media: Media, device: torch.device | str = "cpu") -> Tensor:
         """What the vision tower takes of an image or a clip, [I, 3, S, S] in float32."""

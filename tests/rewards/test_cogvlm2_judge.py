@@ -1,6 +1,7 @@
 """The CogVLM2 judge: one pass equals the plain loop and the recorded answers of the reference."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,33 @@ def test_fingerprint_tells_template_and_weights_apart():
     assert CogVLM2Judge(model, judge("video").processor, "elsewhere").fingerprint in prints
 
 
+def test_media_in_any_form(tmp_path):
+    image = picture().image
+    image.save(tmp_path / "a.png")
+    question, other = asked("image")[:2]
+    expected = judge("image").answer([picture()], [[question, other]])[0]
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), image, picture()):
+        answers = judge("image").answer(source, [question, other])
+        assert torch.equal(answers.yes_logit, expected.yes_logit)
+        assert torch.equal(answers.p_yes, expected.p_yes)
+    assert judge("image").answer(image, question).p_yes.shape == (1,)
+    found = judge("image").answer([image, tmp_path / "absent.png", tmp_path / "a.png"], [question, other])
+    assert isinstance(found[1], Failure) and found[1].reason.endswith("absent.png: no such file")
+    for answers in (found[0], found[2]):
+        close(answers.no_logit, expected.no_logit, atol=2e-5)
+    frames = clip(3).frames
+    close(
+        judge("video").answer(frames, asked("video")[:2]).p_yes,
+        judge("video").answer([clip(3)], [asked("video")[:2]])[0].p_yes,
+    )
+    with pytest.raises(ValueError, match="absent.png: no such file"):
+        judge("image").answer(tmp_path / "absent.png", question)
+    with pytest.raises(ValueError, match="image given, .* judges videos"):
+        judge("video").answer(image, question)
+    with pytest.raises(ValueError, match="1 media and 2 lists of questions"):
+        judge("image").answer([image], [[question], [other]])
+
+
 def test_load_judge_tells_the_kind():
     for kind in ("image", "video"):
         loaded = load_judge(FOLDER / kind, device="cpu", batch_size=3, frames="uniform:4")
@@ -141,7 +169,16 @@ def test_eight_bits_answer_about_the_same():
 
 
 def test_wrong_folders_say_so_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match="cannot be loaded: .*no config.json"):
+        CogVLM2Judge.load(tmp_path, device="cpu")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="names neither `architectures` .* nor a `model_type`"):
+        load_judge(tmp_path, device="cpu")
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["CogVLMForCausalLM"]}))
+    with pytest.raises(ValueError, match="no tokenizer in this folder"):
+        CogVLM2Judge.load(tmp_path, device="cpu")
+    for file in (FOLDER / "image").glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
     with pytest.raises(ValueError, match="cannot be loaded") as error:
         CogVLM2Judge.load(tmp_path, device="cpu")
     assert "\n" not in str(error.value)

@@ -10,6 +10,8 @@ import torch
 from golden_cogvlm2 import FOLDER, judge, picture, recorded
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from rewards.cogvlm2 import convert
 from rewards.cogvlm2.convert import convert_sat
@@ -124,9 +126,8 @@ def test_round_trip(form, tmp_path):
     assert set(state) == set(expected)
     assert all(torch.equal(state[name], expected[name]) for name in expected)
     ours, expected = loaded.model.config.to_dict(), judge("image").model.config.to_dict()
-    ids = {"bos_token_id", "eos_token_id", "pad_token_id"}  # those of Llama 3; the tiny vocabulary has others
     unlike = {name for name in expected if ours[name] != expected[name]}
-    assert unlike <= ids | {"_name_or_path", "max_position_embeddings"}
+    assert unlike <= {"_name_or_path", "max_position_embeddings"}
     assert loaded.processor.text("Is it day?") == judge("image").processor.text("Is it day?")
 
 
@@ -259,8 +260,24 @@ def test_a_converted_judge_answers_like_the_original(tmp_path):
     state = {sat_name(name): tensor for name, tensor in weights().items()}
     out = convert_sat(save_sat(tmp_path / "release", state), tmp_path / "out", tokenizer=FOLDER / "image")
     converted = CogVLM2Judge.load(out, dtype="float32", device="cpu")
-    converted.model.config.bos_token_id, converted.model.config.pad_token_id = 0, 2  # of the tiny vocabulary
     row = recorded("image")["questions"][0]
     question = judge("image").processor.tokenizer.decode(row[row >= 0].tolist())
     found = converted.logits([picture()], [[question]])[0, 0]
     torch.testing.assert_close(found, recorded("image")["last_logits"][0], atol=2e-4, rtol=0)
+
+
+def test_a_tokenizer_is_needed_and_checked_before_anything_is_written(tmp_path):
+    source, out = save_sat(tmp_path / "release"), tmp_path / "out"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty: no tokenizer in this folder"):
+        convert_sat(source, out, tokenizer=tmp_path / "empty")
+    words = Tokenizer(models.WordLevel({"yes": 0, "no": 1, "?": 2}, unk_token="?"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"other: not the Llama 3 tokenizer .* no <\|begin_of_text\|> in it"):
+        convert_sat(source, out, tokenizer=tmp_path / "other")
+    assert not out.exists()
+    convert_sat(source, out)
+    with pytest.raises(ValueError, match="out: no tokenizer in this folder"):
+        CogVLM2Judge.load(out, dtype="float32", device="cpu")
+    convert_sat(source, out, tokenizer=FOLDER / "image")  # adds it
+    assert CogVLM2Judge.load(out, dtype="float32", device="cpu").processor.text("Is it day?")

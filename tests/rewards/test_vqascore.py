@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,7 +177,7 @@ def test_images_are_centred_on_a_square():
 def test_what_cannot_be_loaded_says_so(folder, tmp_path):
     with pytest.raises(ValueError, match="mm_projector_type: 'linear' is not supported, only 'mlp2x_gelu'"):
         CLIPT5Config(mm_projector_type="linear")
-    with pytest.raises(ValueError, match="no tokenizer there"):
+    with pytest.raises(ValueError, match="no tokenizer in this folder"):
         VQAScore.load(folder, tmp_path, dtype="float32", device="cpu")
     weights = load_file(folder / "model.safetensors")
     del weights["mm_projector.2.bias"]
@@ -183,6 +185,22 @@ def test_what_cannot_be_loaded_says_so(folder, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="1 missing .first: mm_projector.2.bias."):
         VQAScore.load(tmp_path, folder, dtype="float32", device="cpu")
+
+
+def test_pickled_weights_are_read_only_where_it_is_said(folder, score, tmp_path):
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    settings = {"dtype": "float32", "device": "cpu"}
+    with pytest.raises(ValueError, match="no safetensors there; .* `allow_pickled_weights: true`") as caught:
+        VQAScore.load(tmp_path, folder, **settings)
+    assert "\n" not in str(caught.value)
+    pickled = VQAScore.load(tmp_path, folder, allow_pickled_weights=True, **settings)
+    assert pickled.measure([picture(1)], [PROMPT]) == score.measure([picture(1)], [PROMPT])
+    torch.save({"lm_head.weight": Path("/")}, tmp_path / "pytorch_model.bin")  # anything but tensors
+    with pytest.raises(ValueError, match="damaged or hold more than tensors"):
+        VQAScore.load(tmp_path, folder, allow_pickled_weights=True, **settings)
 
 
 def test_released_size():
