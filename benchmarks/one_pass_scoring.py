@@ -3,7 +3,9 @@
 The plain loop does for every question what public releases do: prepare the pixels, encode them, run the
 whole prompt, read the first token. Ours encodes once, runs the prefix once, and packs the questions over its
 cache. Same random weights, same process, one thread. Seconds are those of the processor, so that other
-programs count little, and the two ways take turns.
+programs count little, and the two ways take turns. The difference is that of all logits at the first answer
+position (of yes and no for models of transformers). For CogVLM2 also the other way over a cached prefix: a
+row a question, which needs a copy of the cache for each.
 
     PYTHONPATH=. python benchmarks/one_pass_scoring.py
     PYTHONPATH=. python benchmarks/one_pass_scoring.py cogvlm2-video --questions 29
@@ -15,6 +17,7 @@ import argparse
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -23,8 +26,10 @@ import torch
 from PIL import Image
 from random_vlms import llava, qwen2_vl
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedTokenizerFast
+from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from rewards.cogvlm2.configuration import CogVLM2Config, CogVLM2VideoConfig
 from rewards.cogvlm2.modeling import CogVLMForCausalLM, CogVLMVideoForCausalLM
@@ -81,53 +86,98 @@ def cogvlm2(modality: str) -> tuple[CogVLM2Judge, Media]:
     return judge, load_media(frames if modality == "video" else Image.fromarray(frames[0]))
 
 
-# name -> judge and medium, numbers of questions, the one that counts
-JUDGES: dict[str, tuple[Callable, tuple[int, ...], int]] = {
-    "cogvlm2-video": (lambda: cogvlm2("video"), (5, 10, 29, 64), 29),
-    "cogvlm2-image": (lambda: cogvlm2("image"), (5, 10, 30, 64), 30),
-    "llava": (lambda: llava(word_tokenizer()), (5, 10, 30, 64), 30),
-    "qwen2-vl": (lambda: qwen2_vl(word_tokenizer()), (5, 10, 30, 64), 30),
+# name -> judge and medium, numbers of questions, the one that counts, and the ratio that is needed there
+JUDGES: dict[str, tuple[Callable, tuple[int, ...], int, int | None]] = {
+    "cogvlm2-video": (lambda: cogvlm2("video"), (5, 10, 29, 64), 29, 20),
+    "cogvlm2-image": (lambda: cogvlm2("image"), (5, 10, 30, 64), 30, 18),
+    "llava": (lambda: llava(word_tokenizer()), (5, 10, 30, 64), 30, None),
+    "qwen2-vl": (lambda: qwen2_vl(word_tokenizer()), (5, 10, 30, 64), 30, None),
 }
 
 
-def compare(judge, media: Media, sizes: tuple[int, ...], target: int) -> None:
-    """Prints seconds, ratio and arithmetic bound at each number of questions, and peak memory at `target`."""
+def ways(judge, media: Media) -> tuple[Callable[[str], Tensor], Callable[[list[str]], Tensor]]:
+    """The plain way, a question to numbers [N], and ours, Q questions to [Q, N]."""
+    if isinstance(judge, CogVLM2Judge):
+        return partial(judge.logits_plainly, media), lambda asked: judge.logits([media], [asked])[0]
 
-    def plain(question: str):
-        return judge.answer_plainly(media, question)
+    def yes_no(answers) -> Tensor:
+        return torch.stack([answers.yes_logit, answers.no_logit], dim=1)
 
-    def ours(count: int):
-        return judge.answer([media], [QUESTIONS[:count]])[0]
+    return (
+        lambda question: yes_no(judge.answer_plainly(media, question))[0],
+        lambda asked: yes_no(judge.answer(media, asked)),
+    )
 
+
+@torch.inference_mode()
+def rows_of_copies(judge: CogVLM2Judge, media: Media, questions: list[str]) -> Tensor:
+    """First-token logits [Q, V] of a batch with a row a question, each over its copy of the cached prefix."""
+    decoder, processor = judge.model.model, judge.processor
+    pixels = processor.pixels(media)
+    prefix, cache = processor.prefix(len(pixels)), DynamicCache(config=judge.model.config)
+    decoder(
+        **{name: value[None] for name, value in vars(prefix).items()},
+        pixel_values=pixels,
+        past_key_values=cache,
+    )
+    cache.batch_repeat_interleave(len(questions))
+    texts = [torch.tensor(processor.text(question)) for question in questions]
+    ids = pad_sequence(texts, batch_first=True)
+    places = torch.arange(ids.shape[1]) + prefix.next_position
+    hidden = decoder(
+        input_ids=ids, position_ids=places.expand(len(ids), -1), past_key_values=cache
+    ).last_hidden_state
+    ends = torch.tensor([len(text) - 1 for text in texts])
+    return judge.model.lm_head(hidden[torch.arange(len(ids)), ends]).float()
+
+
+def compare(judge, media: Media, sizes: tuple[int, ...], target: int, needed: int | None) -> None:
+    """Prints seconds, ratio and arithmetic bound at each number of questions, how both ways grow, and peak
+    memory at `target`.
+    """
+    plain, ours = ways(judge, media)
     held = memory("VmRSS")
-    peaks = peak_memory(lambda: plain(QUESTIONS[0])) - held, peak_memory(lambda: ours(target)) - held
+    peaks = {
+        "plain": peak_memory(lambda: plain(QUESTIONS[0])) - held,
+        "ours": peak_memory(lambda: ours(QUESTIONS[:target])) - held,
+    }
     one = flops(lambda: plain(QUESTIONS[0]))
     print(f"\n{judge.name}\n  questions   plain s   ours s   ratio   arithmetic bound   largest difference")
-    spent, answers = 0.0, []
+    spent, answers, seconds = 0.0, [], {}
     for count, question in enumerate(QUESTIONS[: max(sizes)], start=1):
-        seconds, answer = timed(lambda question=question: plain(question))
-        spent += seconds
+        took, answer = timed(lambda question=question: plain(question))
+        spent += took
         answers.append(answer)
         if count not in sizes:
             continue
-        runs = [timed(lambda count=count: ours(count)) for _ in range(REPEATS)]
-        fast, together = median(seconds for seconds, _ in runs), runs[0][1]
-        gap = max(
-            (torch.cat([getattr(item, name) for item in answers]) - getattr(together, name))
-            .abs()
-            .max()
-            .item()
-            for name in ("yes_logit", "no_logit")
-        )
-        bound = count * one / flops(lambda count=count: ours(count))
+        asked = QUESTIONS[:count]
+        runs = [timed(lambda asked=asked: ours(asked)) for _ in range(REPEATS)]
+        fast, together = median(took for took, _ in runs), runs[0][1]
+        gap = largest_difference(answers, together)
+        bound = count * one / flops(lambda asked=asked: ours(asked))
+        seconds[count] = spent, fast
+        goal = f"   needed: {needed}x" if needed and count == target else ""
         print(
-            f"  {count:9d} {spent:9.2f} {fast:8.2f} {spent / fast:6.1f}x {bound:17.1f}x {gap:20.1e}",
+            f"  {count:9d} {spent:9.2f} {fast:8.2f} {spent / fast:6.1f}x {bound:17.1f}x {gap:20.1e}{goal}",
             flush=True,
         )
-    print(
-        f"  peak memory beyond the weights: plain {peaks[0]:.0f} MiB, ours {peaks[1]:.0f} MiB "
-        f"({target} questions)"
-    )
+        if count == target and isinstance(judge, CogVLM2Judge):
+            copies, rows = timed(lambda asked=asked: rows_of_copies(judge, media, asked))
+            gap = largest_difference(answers, rows)
+            peaks["rows over copies of the cache"] = (
+                peak_memory(lambda asked=asked: rows_of_copies(judge, media, asked)) - held
+            )
+            print(f"    rows over copies of the cache: {copies:.2f} s, largest difference {gap:.1e}")
+    few, many = min(sizes), max(sizes)
+    growth = [seconds[many][way] / seconds[few][way] for way in (0, 1)]
+    print(f"  from {few} to {many} questions: plain {growth[0]:.1f}x the time, ours {growth[1]:.1f}x")
+    listed = ", ".join(f"{name} {peak:.0f} MiB" for name, peak in peaks.items())
+    print(f"  peak memory beyond the weights, {target} questions: {listed}", flush=True)
+
+
+def largest_difference(alone: list[Tensor], together: Tensor) -> float:
+    """Between the numbers of questions asked one by one and those of one pass."""
+    return (torch.stack(alone) - together).abs().max().item()
 
 
 def timed(run: Callable):
@@ -165,9 +215,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.judges or JUDGES:
-        build, sizes, target = JUDGES[name]
+        build, sizes, target, needed = JUDGES[name]
         judge, media = build()
-        compare(judge, media, tuple(arguments.questions or sizes), target)
+        compare(judge, media, tuple(arguments.questions or sizes), target, needed)
 
 
 if __name__ == "__main__":
