@@ -152,6 +152,9 @@ def _array_media(array: np.ndarray, frames: str, fps: float | None) -> Media:
 def _read_video(path: Path, frames: str) -> Media:
     decord = _decord()
     uniform_count(frames)
+    with path.open("rb") as file:
+        if b"\0" not in file.read(4096):  # every video format has zeros there; decord would write to stderr
+            raise ValueError(f"{path}: neither an image nor a video that can be read (it looks like text)")
     reader = None
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
@@ -165,7 +168,10 @@ def _read_video(path: Path, frames: str) -> Media:
             if index in wanted:
                 taken[index] = _rgb(frame.asnumpy())
     except (RuntimeError, decord.DECORDError, StopIteration) as error:
-        reason = re.sub(r"(?is).*\berror:?", "", str(error)).strip() or "it ends before its last frame"
+        reason = re.sub(r"(?is).*\berror:?", "", str(error)).strip()
+        if reason.startswith("reading "):
+            reason = "an unknown format, or damaged"
+        reason = reason or "it ends before its last frame"
         raise ValueError(f"{path}: neither an image nor a video that can be read ({reason})") from None
     finally:
         del reader  # closes the file

@@ -157,11 +157,13 @@ def broken_files(folder: Path) -> dict[Path, str]:
     (folder / "text.mp4").write_text("this is not a video")
     (folder / "text.png").write_text("this is not an image")
     (folder / "nothing.jpg").touch()
+    (folder / "noise.mp4").write_bytes(bytes(range(256)) * 20)
     (folder / "cut.mp4").write_bytes((CLIPS / "odd.mp4").read_bytes()[:900])
     shutil.copy(CLIPS / "no_frames.mp4", folder)
     return {
         folder / "cut.png": "damaged image",
-        folder / "text.mp4": "neither an image nor a video",
+        folder / "text.mp4": r"neither an image nor a video that can be read \(it looks like text\)",
+        folder / "noise.mp4": r"can be read \(an unknown format, or damaged\)",
         folder / "text.png": "neither an image nor a video",
         folder / "nothing.jpg": "the file is empty",
         folder / "cut.mp4": "neither an image nor a video",

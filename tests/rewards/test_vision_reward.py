@@ -170,6 +170,13 @@ def test_all_answers_alike_is_a_warning():
         reward = VisionReward(CountingJudge(always=always), checklist)
         with pytest.warns(UserWarning, match=f"counting gave all 3 items {words}"):
             reward.score(PICTURES, ["red"] * 3)
+
+    class Constant(CountingJudge):
+        def p_yes(self, digest, question):
+            return float(digest == load_media(PICTURES[0]).digest)
+
+    with pytest.warns(UserWarning, match="gave all 3 items no to everything or yes to everything"):
+        VisionReward(Constant(), checklist).score(PICTURES, "red")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         VisionReward(CountingJudge(), checklist).score(PICTURES, ["red"] * 3)
