@@ -24,6 +24,7 @@ def load_weights(model_class, path: str | Path, dtype: str, device: str, **optio
     """
     if dtype not in DTYPES:
         raise ValueError(f"{path}: dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
+    check_place(path)
     try:
         with quiet():
             model, info = model_class.from_pretrained(
@@ -79,6 +80,7 @@ def load_processor(path: str | Path, config):
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or on the hub; ValueError in one line where there is none."""
+    check_place(path)
     folder = Path(path)
     if folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("*.model")):
         raise ValueError(f"{path}: no tokenizer in this folder (tokenizer.json, tokenizer_config.json)")
@@ -87,6 +89,12 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             return AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: no tokenizer there: {one_line(error)}") from None
+
+
+def check_place(path: str | Path) -> None:
+    """ValueError for what is no folder and cannot be a hub id either, which is a name or owner/name."""
+    if not Path(path).exists() and (str(path).startswith((".", "/", "~")) or str(path).count("/") > 1):
+        raise ValueError(f"{path}: no such folder")
 
 
 def check_keys(path: str | Path, info: dict) -> None:

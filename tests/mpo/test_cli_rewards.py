@@ -124,13 +124,6 @@ def test_vqa(folder, capsys):
     assert json.loads(scored[1][0])["p_yes"]["clear"] == first["p_yes"]
 
 
-def test_vqa_loads_no_feature_of_the_reward(folder, capsys):
-    Path("reward.yaml").open("a").write("features: {alignment: {kind: vqascore, path: /nowhere}}\n")
-    words = ["pictures/noise0.png", "--question", "Is it clear", "--reward", "reward.yaml"]
-    code, out, _ = run(capsys, "vqa", *words)
-    assert code == 0 and len(out) == 1
-
-
 def test_compare_subtracts_sums(folder, capsys):
     words = [
         "pictures/noise0.png",

@@ -269,6 +269,8 @@ def test_a_converted_judge_answers_like_the_original(tmp_path):
 def test_a_tokenizer_is_needed_and_checked_before_anything_is_written(tmp_path):
     source, out = save_sat(tmp_path / "release"), tmp_path / "out"
     (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        convert_sat(source, out, tokenizer=tmp_path / "nowhere")
     with pytest.raises(ValueError, match="empty: no tokenizer in this folder"):
         convert_sat(source, out, tokenizer=tmp_path / "empty")
     words = Tokenizer(models.WordLevel({"yes": 0, "no": 1, "?": 2}, unk_token="?"))
