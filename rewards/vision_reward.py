@@ -238,8 +238,8 @@ class _Watch:
             raise ValueError(self.first_reason)
 
     def warn_if_same(self) -> None:
-        """Warns when several different items got the same answers to five questions or more, or each of them one
-        word throughout, or one word as `ENOUGH` answers; and when a single item got no to ten or more.
+        """Warns when several different items got the same answers to five questions or more, or each of them
+        one word throughout, or one word as `ENOUGH` answers; and when a single item got no to ten or more.
         """
         distinct = set(self.answered.values())
         words = sorted({word for answers in distinct for word in answers})
