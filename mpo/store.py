@@ -13,17 +13,21 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from mpo.leases import leased
 
 if TYPE_CHECKING:
     import torch
 
 DONE = "done.json"
+_HOST = socket.gethostname()  # two machines on one disk may have processes of the same number
 _LITTLE = 1 << 16  # bytes: a disk with less is full
 _SMALL = 64 << 20  # files above this many bytes are hashed once and remembered
 
@@ -42,7 +46,7 @@ def stable_seed(*parts: Any) -> int:
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, renamed to it when the block ends well and removed when it fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -157,9 +161,12 @@ class Artifact:
         """What the finished stage noted of itself."""
         return json.loads((self.folder / DONE).read_text())
 
-    def lock(self) -> AbstractContextManager[None]:
-        """Held by the one run that makes this artifact; other runs wait for it."""
-        return locked(self.folder.parent / "locks" / f"{self.name}.lock")
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the one run that makes this artifact; other runs wait for it, on other machines too."""
+        locks = self.folder.parent / "locks"
+        with locked(locks / f"{self.name}.lock"), leased(locks / f"{self.name}.lease"):
+            yield
 
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Note the inputs, sweep what killed processes left, and mark the folder complete with `facts`."""
