@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ Overrides = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to `app`."""
     app.command("pairs")(pairs)
+    app.command("ablate")(ablate)
 
 
 def pairs(
@@ -50,6 +52,57 @@ def pairs(
     print_survey(found)
     written = write_survey(found, to or run.folder / "yield")
     print("written: " + ", ".join(map(str, written)))
+
+
+def ablate(
+    ablation: Annotated[Path, typer.Argument(help="YAML file of the ablation; see configs/ablations/.")],
+    overrides: Overrides = None,
+    parallel: Annotated[int, typer.Option(help="Runs at once, each in its own process and GPU.")] = 1,
+    shard: Annotated[str, typer.Option(help="i/n: part i of n, for machines with one disk.")] = "1/1",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be run.")] = False,
+    pareto: Annotated[
+        str, typer.Option(help="Two scores for the Pareto plot, such as judge.quality,judge.alignment.")
+    ] = "",
+) -> None:
+    """Run every arm of an ablation with every seed, and compare them with the base arm.
+
+    \b
+    mpo ablate configs/ablations/margin.yaml --plan
+    mpo ablate configs/ablations/margin.yaml --parallel 2
+    mpo ablate configs/ablations/margin.yaml seeds=[0] train.steps=50 folder=runs/quick name=quick
+    mpo ablate configs/ablations/paper_cogvideox.yaml --shard 1/4 --parallel 8
+
+    Arms share what they have in common, and what is there is not made again: start it again after it was
+    killed, or to write the tables anew. Writes ablation.parquet, ablation.json, table.md, table.tex and plots
+    into runs/NAME. Exit code 2 if a run failed; the others still run.
+    """
+    if parallel < 1:
+        raise ConfigError(f"--parallel {parallel}: must be at least 1")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ConfigError("MPO_PROCESSES: not with ablate; --parallel N runs N arms at once")
+    from mpo import ablate as runner
+    from mpo.ablation import load_ablation, members
+    from mpo.ablation import shard as part_of
+
+    found = load_ablation(ablation, overrides or ())
+    every = members(found)
+    mine = part_of(every, shard)
+    names = [text.partition(".")[::2] for text in pareto.split(",")] if pareto else []
+    if pareto and (len(names) != 2 or not all(score for _, score in names)):
+        raise ConfigError(f"--pareto {pareto}: must be two scores, such as judge.quality,judge.alignment")
+    jobs = runner.jobs(mine, now=not plan)
+    if not jobs:
+        raise ConfigError(f"--shard {shard}: there are only {len(every)} runs")
+    runner.print_plan(found, jobs, parallel)
+    if plan:
+        return
+    failed = runner.run_all(jobs, parallel)
+    from mpo.ablation_pages import show_results
+
+    show_results(found, runner.jobs(every), names)
+    if failed:
+        first = next(iter(failed.items()))
+        raise ValueError(f"{len(failed)} of {len(jobs)} runs failed, as {first[0]}: {first[1]}")
 
 
 def _numbers(option: str, text: str, kind: type, above: float) -> list:

@@ -26,10 +26,10 @@ def evaluation(run: Run) -> dict[str, Any]:
 
 def _compared(run: Run, base: Artifact, tuned: Artifact, share: str | None = None) -> dict[str, Any]:
     before, after = read_scores(base), read_scores(tuned)
-    shares = {share: (_share_yes(before), _share_yes(after))} if share else None
+    shares = {share: (share_yes(before), share_yes(after))} if share else None
     return compare(before.levels, after.levels, run.config.evaluate.bootstrap, run.config.seed, shares)
 
 
-def _share_yes(table: ScoreTable) -> Tensor:
+def share_yes(table: ScoreTable) -> Tensor:
     """[P, S] the share of a sample's questions answered yes; NaN where it is missing."""
     return (table.p_yes > 0.5).double().masked_fill(table.p_yes.isnan(), float("nan")).mean(-1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import diffusers
@@ -25,6 +26,7 @@ from mpo.processes import join, make, share
 from mpo.samples import sample_shard
 from mpo.scores import first_candidates, paths, read_scores, write_names, write_scores
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
+from mpo.timing import note
 from mpo.training import select, train
 from mpo.training_arguments import check_training
 from mpo.yields import MARGINS, yield_report
@@ -45,13 +47,25 @@ class Session:
         """A progress bar over this process's share, shown by the main process."""
         return tqdm(total=total, desc=what, disable=not self.process.is_main_process, dynamic_ncols=True)
 
+    def make(self, artifact: Artifact, work: Callable[[], Mapping[str, Any] | None]) -> Mapping[str, Any]:
+        """Complete the artifact by `work`; the time is noted where this makes all of it."""
+        begun, start = artifact.folder.is_dir(), None
+
+        def timed() -> Mapping[str, Any] | None:
+            nonlocal start
+            start = perf_counter()
+            return work()
+
+        facts = make(artifact, self.process, timed)
+        if start is not None and not begun and self.process.is_main_process:
+            name = next(name for name, made in self.run.artifacts.items() if made == artifact)
+            note(self.run, name, perf_counter() - start)
+        return facts
+
 
 def run_stages(run: Run, until: str = "report") -> None:
     """Run the stages up to `until`; what is complete is skipped, what was begun goes on."""
-    check(run)
-    for library in (transformers, diffusers):
-        library.utils.logging.disable_progress_bar()
-    session = Session(run, join(run.config.generator.device), Models(run.config))
+    session = begin(run)
     for stage, made in _order(run, until):
         match stage:
             case "generate":
@@ -70,6 +84,25 @@ def run_stages(run: Run, until: str = "report") -> None:
                 report(session)
         if session.process.is_main_process:
             run.publish()
+
+
+def run_shared(run: Run) -> None:
+    """Make what does not depend on pairing or training, which the arms of an ablation have in common."""
+    session, first, made = begin(run), run.artifacts.rounds[0], run.artifacts
+    generate(session, first.candidates, run.train_prompts)
+    score(session, first.scores, first.candidates)
+    generate(session, made.base, run.heldout_prompts, what="base samples")
+    score(session, made.base_scores, made.base, what="base scores")
+    if oracle := run.config.evaluate.oracle:
+        score(session, made.base_facts, made.base, oracle, what="base facts")
+
+
+def begin(run: Run) -> Session:
+    """This process's session on a run that has passed its checks."""
+    check(run)
+    for library in (transformers, diffusers):
+        library.utils.logging.disable_progress_bar()
+    return Session(run, join(run.config.generator.device), Models(run.config))
 
 
 def _order(run: Run, until: str) -> Iterator[tuple[str, Round | None]]:
@@ -120,7 +153,7 @@ def generate(
                 bar.update(len(ids) * samples)
         return {"prompts": len(prompts), "samples": len(prompts) * samples}
 
-    make(artifact, session.process, work)
+    session.make(artifact, work)
 
 
 def score(
@@ -146,7 +179,7 @@ def score(
                 keys = [(row["prompt_id"], row["candidate"]) for row in rows]
                 write_scores(artifact, index, keys, cards, reward.checklist)
 
-    make(artifact, session.process, work)
+    session.make(artifact, work)
 
 
 def pair(session: Session, made: Round) -> None:
@@ -173,7 +206,7 @@ def pair(session: Session, made: Round) -> None:
         write_table(made.pairs.folder / "pairs.parquet", rows, PAIRS)
         return {"pairs": len(chosen), "prompts": len(chosen.prompt.unique())}
 
-    make(made.pairs, session.process, work)
+    session.make(made.pairs, work)
 
 
 def validate(session: Session, made: Round) -> None:
@@ -208,7 +241,7 @@ def evaluate(session: Session) -> None:
         fallen = [f"{name} (by {reward})" for reward, part in found.items() for name in part["regressions"]]
         return {"regressions": fallen}
 
-    make(made.evaluation, session.process, work)
+    session.make(made.evaluation, work)
 
 
 def report(session: Session) -> None:
@@ -221,4 +254,4 @@ def report(session: Session) -> None:
         if session.process.is_main_process:
             write_bytes(made.report.folder / "report.html", render(session.run).encode())
 
-    make(made.report, session.process, work)
+    session.make(made.report, work)

@@ -13,6 +13,9 @@ from mpo.config import GRANULARITIES
 from mpo.store import writing
 
 if TYPE_CHECKING:
+    from mpo.ablation import Arm
+    from mpo.ablation_results import Results
+    from mpo.significance import Estimate
     from mpo.survey import Survey
 
 # Okabe and Ito's palette, and a mark for each, so that colour is never the only difference.
@@ -64,3 +67,89 @@ def yield_figure(found: Survey) -> Figure:
     blocks.set(xlabel="% of the pairs wide enough in total", title=f"what blocks, by {row.granularity}")
     blocks.legend(fontsize="small", loc="lower right")
     return figure
+
+
+def axis_figure(found: Results, axis: str) -> Figure:
+    """The change in every score along one axis: seeds as small marks, means with their 95 % intervals.
+
+    Arms that agree in the other axes are joined by a line.
+    """
+    labels = [
+        label for label in found.ablation.axes[axis] if any(a.labels[axis] == label for a in found.arms)
+    ]
+    others = dict.fromkeys(_others(arm, axis) for arm in found.arms)
+    columns = min(4, len(found.scores))
+    rows = -(-len(found.scores) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.7 * rows + 0.4), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    for panel, key in zip(panels, found.scores, strict=False):
+        panel.axhline(0, color="grey", linewidth=0.8)
+        for number, other in enumerate(others):
+            arms = [arm for arm in found.arms if _others(arm, axis) == other]
+            places = [
+                labels.index(arm.labels[axis]) + 0.08 * (number - (len(others) - 1) / 2) for arm in arms
+            ]
+            results = [found.result(arm.name, key) for arm in arms]
+            colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
+            reach = [_reach(one.change) for one in results]
+            means = [one.change.mean for one in results]
+            panel.errorbar(places, means, reach, color=colour, marker=mark, capsize=3, label=other or None)
+            for place, one in zip(places, results, strict=True):
+                panel.plot([place] * len(one.values), one.values, ".", color=colour, alpha=0.4, markersize=4)
+        panel.set(title=" ".join(key).replace("_", " "))
+        panel.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 3 else 0)
+    for panel in panels[len(found.scores) :]:
+        panel.set_visible(False)
+    panels[0].set_ylabel("change")
+    if any(others):
+        panels[0].legend(fontsize="x-small")
+    figure.suptitle(f"{found.ablation.name}: {axis}")
+    return figure
+
+
+def pareto_figure(found: Results, x: tuple[str, str], y: tuple[str, str]) -> Figure:
+    """Arms by their change in two scores with 95 % intervals; those that none beats in both are joined."""
+    points = {
+        arm.name: (found.result(arm.name, x).change, found.result(arm.name, y).change) for arm in found.arms
+    }
+    best = sorted(
+        (name for name in points if not any(_beats(points[other], points[name]) for other in points)),
+        key=lambda name: points[name][0].mean,
+    )
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.axvline(0, color="grey", linewidth=0.8)
+    axes.plot(
+        [points[name][0].mean for name in best],
+        [points[name][1].mean for name in best],
+        color="grey",
+        linestyle="--",
+        linewidth=1,
+        zorder=0,
+    )
+    for number, arm in enumerate(found.arms):
+        across, up = points[arm.name]
+        reach = [_reach(across), _reach(up)]
+        colour, mark = COLOURS[number % len(COLOURS)], MARKS[(number // len(COLOURS) + number) % len(MARKS)]
+        label = ", ".join(arm.labels.values()) + (" (base arm)" if number == 0 else "")
+        axes.errorbar(
+            across.mean, up.mean, reach[1], reach[0], color=colour, marker=mark, label=label, elinewidth=0.7
+        )
+    names = [" ".join(key).replace("_", " ") for key in (x, y)]
+    axes.set(xlabel=f"change in {names[0]}", ylabel=f"change in {names[1]}", title=found.ablation.name)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _reach(one: Estimate) -> float:
+    return one.high - one.mean if one.high is not None else 0.0
+
+
+def _others(arm: Arm, axis: str) -> str:
+    return ", ".join(label for name, label in arm.labels.items() if name != axis)
+
+
+def _beats(one: tuple[Estimate, Estimate], other: tuple[Estimate, Estimate]) -> bool:
+    differences = [a.mean - b.mean for a, b in zip(one, other, strict=True)]
+    return min(differences) >= 0 and max(differences) > 0

@@ -16,7 +16,6 @@ from generators.build import build_generator
 from mpo.artifacts import Round, kept_weights, weights
 from mpo.config import RunConfig
 from mpo.out_of_memory import told_where, training
-from mpo.processes import make
 from mpo.samples import preference_pairs
 from mpo.scores import read_scores
 from mpo.selection import best_step, validation_rows
@@ -58,7 +57,7 @@ def train(session: Session, made: Round) -> None:
             _write_rows(folder / "log.jsonl", trainer.state.log_history)
         return {"steps": trainer.state.global_step, "events": trainer.watch.events}
 
-    make(made.training, session.process, work)
+    session.make(made.training, work)
 
 
 def _tuning(config: RunConfig, made: Round) -> Tuning:
@@ -106,7 +105,7 @@ def select(session: Session, made: Round) -> None:
         _write_rows(made.selection.folder / "validation.jsonl", rows)
         return {"step": step}
 
-    make(made.selection, session.process, work)
+    session.make(made.selection, work)
 
 
 def _take(config: RunConfig, kept: Path, folder: Path) -> None:

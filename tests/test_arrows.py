@@ -15,7 +15,7 @@ ALLOWED = {
 }
 PURE = (  # modules of mpo
     *("objectives", "dominance", "rules", "draws", "pairs", "yields"),
-    *("losses", "preference_loss", "selection", "statistics"),
+    *("losses", "preference_loss", "selection", "significance", "statistics"),
 )
 
 

@@ -1,0 +1,53 @@
+"""Writes and prints what an ablation found: the table of all runs, the tests, and the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+
+from mpo.ablate import Job
+from mpo.ablation import Ablation
+from mpo.ablation_results import Results, results, write_results
+from mpo.ablation_tables import latex, markdown
+from mpo.plots import axis_figure, pareto_figure, save_figure
+from mpo.store import write_bytes
+
+console = Console(soft_wrap=True)
+
+
+def show_results(ablation: Ablation, jobs: Sequence[Job], pareto: Sequence[tuple[str, str]] = ()) -> None:
+    """Print the tables of the complete runs among `jobs`, and write everything into the ablation's folder.
+
+    `pareto`: two (reward, score); by default the first two dimensions of the last reward. Raises ValueError
+    for a score that there is not.
+    """
+    found = results(ablation, jobs)
+    axes = _pareto_scores(found, pareto)
+    folder = Path(ablation.folder)
+    written = write_results(found, folder)
+    for name, text in (("table.md", markdown(found)), ("table.tex", latex(found))):
+        write_bytes(folder / name, text.encode())
+        written.append(folder / name)
+    for axis in ablation.axes:
+        written.append(folder / f"axis-{axis}.svg")
+        save_figure(axis_figure(found, axis), written[-1])
+    if axes:
+        written.append(folder / f"pareto-{'-'.join(score for _, score in axes)}.svg")
+        save_figure(pareto_figure(found, *axes), written[-1])
+    console.print(Markdown(markdown(found)))
+    print("written: " + ", ".join(map(str, written)))
+
+
+def _pareto_scores(found: Results, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    for key in asked:
+        if key not in found.scores:
+            names = ", ".join(".".join(score) for score in found.scores)
+            raise ValueError(f"--pareto: there is no score {'.'.join(key)}; there are {names}")
+    if asked:
+        return list(asked)
+    reward = found.scores[-1][0]
+    own = [key for key in found.scores if key[0] == reward and key[1] not in ("total", "share_right")]
+    return own[:2] if len(own) > 1 else []

@@ -1,0 +1,183 @@
+"""`mpo ablate` on tiny random models: what is shared, killed, failed, and what comes out."""
+
+import json
+import os
+import signal
+import sys
+
+import pytest
+import yaml
+from rich.console import Console
+
+from mpo import ablate, cli
+from mpo.ablate import Job, _next, _Step, hints, jobs
+from mpo.ablation import load_ablation, members, shard
+from mpo.store import read_table
+
+TWO = {"pairs.margin": [0.1, 0.2]}
+
+
+@pytest.fixture(scope="module")
+def ablation(tiny_run, tmp_path_factory):
+    """Writes an ablation over the tiny run; its keywords replace settings of it."""
+    folder = tmp_path_factory.mktemp("ablation")
+    base = tiny_run(folder, train={"steps": 2}, evaluate={"bootstrap": 100})
+
+    def write(name="two", **settings):
+        content = {"base": str(base), "seeds": [0, 1], "folder": str(folder / name), "axes": {"margin": TWO}}
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({"name": name} | content | settings))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def mpo(monkeypatch, capsys):
+    """Runs `mpo ablate`; returns exit code and what it printed."""
+
+    def run(path, *words) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["mpo", "ablate", str(path), *words])
+        monkeypatch.setattr(ablate, "console", Console(file=sys.stdout, width=200))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        printed = capsys.readouterr()
+        return ended.value.code or 0, printed.out + printed.err
+
+    return run
+
+
+def kill_first(monkeypatch, moment):
+    """Let the first process that `mpo ablate` starts be killed when `moment` is there."""
+    begin, begun = ablate._start, []
+
+    def start(*words):
+        worker = begin(*words)
+        if not begun:
+            begun.append(worker)
+            while not moment() and worker.process.is_alive():
+                worker.process.join(0.02)
+            os.kill(worker.process.pid, signal.SIGKILL)
+        return worker
+
+    monkeypatch.setattr(ablate, "_start", start)
+
+
+def test_killed_and_started_again_it_makes_what_is_missing_once_and_compares(ablation, mpo, monkeypatch):
+    path = ablation()
+    every = jobs(members(load_ablation(path)))
+    shared = every[0].run.artifacts.candidates
+    with monkeypatch.context() as patch:
+        kill_first(patch, lambda: shared.done)
+        code, out = mpo(path)
+    assert code == 2 and "0.1-seed0: failed: its process ended with exit code -9" in out
+    made = {entry.name: entry.stat().st_mtime_ns for entry in shared.folder.iterdir()}
+    code, out = mpo(path, "--parallel", "2")
+    assert code == 0, out
+    assert {entry.name: entry.stat().st_mtime_ns for entry in shared.folder.iterdir()} == made
+    assert not any(job.todo() for job in every)
+    store = shared.folder.parent
+    kinds = [entry.name.partition("-")[0] for entry in store.iterdir() if (entry / "done.json").is_file()]
+    assert kinds.count("pair") == 4 and kinds.count("evaluate") == 4
+    assert kinds.count("generate") == 2 + 2 + 4  # candidates and base once a seed, tuned for each run
+    folder = path.with_suffix("")
+    rows = read_table(folder / "ablation.parquet")
+    assert {(row["arm"], row["seed"]) for row in rows} == {(m, s) for m in ("0.1", "0.2") for s in (0, 1)}
+    assert {row["axis.margin"] for row in rows} == {"0.1", "0.2"}
+    for row in rows:
+        content = json.loads((folder / f"{row['arm']}-seed{row['seed']}" / "evaluation.json").read_text())
+        if row["score"] == "total":
+            assert row["change"] == content["judge"]["total"]["delta"]
+    found = json.loads((folder / "ablation.json").read_text())["results"]
+    total = {one["arm"]: one for one in found if one["score"] == "total"}
+    means = {
+        arm: sum(row["change"] for row in rows if row["arm"] == arm and row["score"] == "total") / 2
+        for arm in ("0.1", "0.2")
+    }
+    assert total["0.1"]["against"] is None
+    assert total["0.2"]["change"]["mean"] == pytest.approx(means["0.2"])
+    assert total["0.2"]["against"]["mean"] == pytest.approx(means["0.2"] - means["0.1"])
+    for name in ("table.md", "table.tex", "axis-margin.svg", "pareto-d0-d1.svg"):
+        assert (folder / name).stat().st_size > 0
+    code, out = mpo(path, "--plan")
+    assert code == 0 and "4 runs of 2 arms, 4 complete; base arm: 0.1" in out
+    assert "time: about 0 s in one process" in out
+
+
+def test_an_arm_that_fails_is_named_and_the_others_run(ablation, mpo):
+    path = ablation("failing", seeds=[0], axes={"margin": {"pairs.margin": [0.1, 1000.0]}})
+    code, out = mpo(path)
+    assert code == 2
+    assert "mpo: 1 of 2 runs failed, as 1000.0-seed0: no pair at all" in out
+    assert "1 runs are not complete and not counted" in out
+    assert (path.with_suffix("") / "table.md").is_file()
+
+
+def test_what_is_being_made_is_not_started_twice(ablation):
+    """Of four runs, two a seed, both seeds' shared parts start; then nothing until one is through."""
+    path = ablation("idle", folder="runs/none", overrides={"store": str(ablation("idle").parent / "other")})
+    found = jobs(members(load_ablation(path)))
+    waiting = [_Step(job, True) for job in found] + [_Step(job, False) for job in found]
+    working = []
+    while step := _next(waiting, working, {}):
+        working.append(type("Worker", (), {"step": step})())
+    assert [(w.step.job.member.seed, w.step.shared) for w in working] == [(0, True), (1, True)]
+    names = [set(w.step.job.todo(True).values()) for w in working]
+    assert not names[0] & names[1]
+    failed = {found[0].run.config.name: "no", found[1].run.config.name: "no"}
+    assert _next([_Step(found[1], False)], [], failed) is None
+
+
+def test_arms_combine_as_products_or_one_axis_at_a_time(ablation):
+    axes = {
+        "beta": {"train.beta": [100, 200]},
+        "rule": {"dpo": {"pairs.rule": "total"}, "mpo": {"pairs.rule": "dominance", "pairs.margin": 0.2}},
+    }
+    product = load_ablation(ablation("grid", axes=axes))
+    assert [arm.name for arm in product.arms()] == ["100-dpo", "100-mpo", "200-dpo", "200-mpo"]
+    each = load_ablation(ablation("each", axes=axes, combine="each"))
+    assert [arm.name for arm in each.arms()] == ["100-dpo", "200-dpo", "100-mpo"]
+    without = load_ablation(ablation("skip", axes=axes, skip=[{"beta": ["200"], "rule": "mpo"}]))
+    assert [arm.name for arm in without.arms()] == ["100-dpo", "100-mpo", "200-dpo"]
+    last = members(product)[-1].config
+    assert (last.train.beta, last.pairs.rule, last.pairs.margin, last.seed) == (200, "dominance", 0.2, 1)
+    assert last.name == "200-mpo-seed1" and last.run_dir.endswith("grid/200-mpo-seed1")
+    more = load_ablation(ablation("grid", axes=axes), ["seeds=[5]", "train.steps=7"])
+    assert {(m.seed, m.config.train.steps) for m in members(more)} == {(5, 7)}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=3", "seed: belongs to each run; an ablation has seeds="),
+        ("seeds=[1,1]", "seeds = [1, 1]: must be all different"),
+        ("combine=zip", "combine = 'zip': must be one of product, each"),
+        ("pairs.margin=1", "pairs.margin: is set for every run and by an axis too"),
+        ("train.betta=1", "arm 0.1: train.betta: no such setting; the nearest is train.beta"),
+        ("axes={a: 3}", "axes.a: must be a mapping: label: {key: value}, or key: [value, value]"),
+        ("skip=[{margin: 7}]", "skip: axis margin has no label 7"),
+        ("name", "override 'name': must be key=value"),
+    ],
+)
+def test_what_cannot_be_is_one_line(ablation, word, message):
+    with pytest.raises(ValueError) as caught:
+        members(load_ablation(ablation(), [word]))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_shards_are_all_runs_once_with_seeds_together(ablation):
+    every = members(load_ablation(ablation(seeds=[0, 1, 2])))
+    parts = [shard(every, f"{i}/4") for i in (1, 2, 3, 4)]
+    assert [m for part in parts for m in part] == every
+    assert [{m.seed for m in shard(every, f"{i}/3")} for i in (1, 2, 3)] == [{0}, {1}, {2}]
+    for text in ("0/3", "4/3", "1", "a/b"):
+        with pytest.raises(ValueError, match="must be i/n with i from 1 to n"):
+            shard(every, text)
+
+
+def test_arms_that_could_share_their_candidates_are_told_how(ablation):
+    path = ablation("counts", axes={"n": {"generate.candidates": [2, 4]}})
+    (hint,) = hints(jobs(members(load_ablation(path))))
+    assert "generate.candidates=4 for all and pairs.candidates" in hint
+    assert not hints(jobs(members(load_ablation(ablation()))))
+    assert isinstance(jobs(members(load_ablation(path)))[0], Job)
