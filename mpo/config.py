@@ -100,7 +100,7 @@ class RewardConfig:
     questions: str = one_of("select", "select", "full")  # which of its question lists
     features: dict[str, dict[str, Any]] = field(
         default_factory=dict
-    )  # checklist feature -> {kind: vqascore | judge}
+    )  # checklist feature -> {kind: vqascore | clip | judge}
     min_mass: float = number(0.5, least=0)  # least probability of yes and no together
     cache: str | None = None  # score cache; None: <store>/score-cache
 

@@ -23,3 +23,7 @@ class JudgeAlignment:
         """P(yes) in [0, 1] for each medium and its prompt."""
         answers = self.judge.answer(media, [[QUESTION.format(prompt=prompt)] for prompt in prompts])
         return [result if isinstance(result, Failure) else result.p_yes.item() for result in answers]
+
+    def notes(self, prompt: str) -> tuple[str, ...]:
+        """Nothing: the whole prompt is read."""
+        return ()

@@ -1,4 +1,5 @@
-"""Rewards to compare with: image-text similarity by any CLIP-like model that transformers loads.
+"""Image-text similarity by any CLIP-like model that transformers loads: a reward to compare with, and a
+feature of a checklist in the place of VQAScore.
 
 CLIPScore (Hessel et al. 2021, arXiv 2104.08718) is 2.5 * max(cos, 0) of the two embeddings. PickScore
 (Kirstain et al. 2023, arXiv 2305.01569) is a CLIP model too, scored by the scaled cosine itself. Videos get
@@ -7,8 +8,10 @@ the mean over their frames.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from itertools import islice
 from pathlib import Path
@@ -17,10 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel
 
 from rewards.choice import check_choice
-from rewards.judges.loading import DTYPES, one_line, pick_device
+from rewards.judges.base import Failure
+from rewards.judges.batches import in_batches
+from rewards.judges.loading import DTYPES, load_processor, load_weights, one_line
+from rewards.judges.yes_no import weights_digest
 from rewards.media import Media, load_media
 from rewards.scorecard import Scorecard
 
@@ -31,11 +37,13 @@ KINDS = ("clipscore", "pickscore")
 class Similarity:
     """Scores media by how well they fit their prompt; scorecards have a total and one dimension, `kind`.
 
-    kind: clipscore, 2.5 * max(cos, 0); pickscore, the cosine times the model's learned scale.
+    kind: clipscore, 2.5 * max(cos, 0); pickscore, the cosine times the model's learned scale. batch_size:
+    items, and pictures or frames, in one pass at most; halved for good when memory does not suffice.
     """
 
     model: torch.nn.Module
     processor: object
+    name: str
     kind: str = "clipscore"
     batch_size: int = 16
     frames: str = "per_second"
@@ -51,14 +59,16 @@ class Similarity:
         batch_size: int = 16,
         frames: str = "per_second",
     ) -> Similarity:
-        """From a folder or hub id; `processor` where it lies elsewhere, as PickScore's does."""
+        """From a folder or hub id; `processor` where it lies elsewhere, as PickScore's does. ValueError with
+        one line where it cannot be loaded.
+        """
         check_choice("baseline kind", kind, KINDS)
         check_choice("baseline dtype", dtype, list(DTYPES))
-        model = AutoModel.from_pretrained(path, dtype=DTYPES[dtype], use_safetensors=True)
-        if not hasattr(model, "get_image_features"):
+        model = load_weights(AutoModel, path, dtype, device)
+        if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
             raise ValueError(f"{path}: {type(model).__name__} has no image and text embeddings to compare")
-        model = model.eval().to(pick_device(device))
-        return cls(model, AutoProcessor.from_pretrained(processor or path), kind, batch_size, frames)
+        found = load_processor(processor or path, model.config)
+        return cls(model, found, str(path), kind, batch_size, frames)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any], where: str = "baseline") -> Similarity:
@@ -71,7 +81,20 @@ class Similarity:
         try:
             return cls.load(**settings)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{where}: {settings['path']}: {one_line(error)}") from None
+            raise ValueError(f"{where}: {one_line(error)}") from None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the weights, the vocabulary and how pictures are prepared."""
+        tokenizer, images = self.processor.tokenizer, self.processor.image_processor
+        words = sorted(tokenizer.get_vocab().items()), tokenizer.model_max_length
+        parts = (self.kind, weights_digest(self.model), words, sorted(images.to_dict().items()))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def measure(self, media: Sequence[Media], prompts: Sequence[str]) -> list[float | Failure]:
+        """The similarity of each medium and its prompt; in clips, the mean over frames."""
+        items = list(zip(media, prompts, strict=True))
+        return in_batches(self, items, lambda batch: self._similarity(batch).tolist())
 
     def score(self, media: Sequence, prompts: Sequence[str]) -> list[Scorecard]:
         """One scorecard an item, in order; what cannot be read has a reason and no numbers."""
@@ -87,7 +110,7 @@ class Similarity:
                 for item, (_, prompt) in zip(loaded, chunk, strict=True)
                 if isinstance(item, Media)
             ]
-            values = iter(self._similarity(known).tolist() if known else ())
+            values = iter(self.measure(*zip(*known, strict=True)) if known else ())
             for item, (source, prompt) in zip(loaded, chunk, strict=True):
                 yield self._card(item, source, prompt, next(values) if isinstance(item, Media) else None)
 
@@ -123,17 +146,19 @@ class Similarity:
         batch = self.processor(**inputs, return_tensors="pt").to(self.model.device)
         if "pixel_values" in batch:
             batch["pixel_values"] = batch["pixel_values"].to(self.model.dtype)
-        return normalize(getattr(self.model, f"get_{side}_features")(**batch).pooler_output, dim=-1)
+        features = getattr(self.model, f"get_{side}_features")(**batch).pooler_output
+        return normalize(features.float(), dim=-1)
 
     def _card(self, item: Media | str, source, prompt: str, value: float | None) -> Scorecard:
         common = {"prompt": prompt, "reward": self.kind, "reduction": "sum", "coding": "none"}
         if isinstance(item, str):
             return Scorecard(item=str(source), missing=item, **common)
         levels = {"total": {"total": value}, "dimension": {self.kind: value}}
-        notes = (*item.notes, *self._truncated(prompt))
+        notes = (*item.notes, *self.notes(prompt))
         return Scorecard(item=item.source, levels=levels, notes=notes, **common)
 
-    def _truncated(self, prompt: str) -> list[str]:
+    def notes(self, prompt: str) -> list[str]:
+        """Says so where the prompt is longer than the model reads."""
         tokenizer = self.processor.tokenizer
         count = len(tokenizer(prompt).input_ids)
         limit = tokenizer.model_max_length

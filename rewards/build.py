@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _FEATURE_KEYS = {
     "vqascore": ("path", "tokenizer", "dtype", "device", "batch_size", "allow_pickled_weights"),
+    "clip": ("path", "processor", "dtype", "device", "batch_size"),
     "judge": (),
 }
 
@@ -105,7 +106,9 @@ def load_checklist(source: str | Path, policy: str = "release", questions: str =
 
 
 def load_feature(name: str, values: Mapping, judge: Judge, settings: RewardSettings) -> FeatureModel:
-    """The model that measures a feature: `vqascore` (CLIP-FlanT5), or `judge` (the judge's own P(yes))."""
+    """The model that measures a feature: `vqascore` (CLIP-FlanT5), `clip` (CLIPScore by any CLIP-like
+    model) or `judge` (the judge's own P(yes)).
+    """
     check_choice(f"features.{name}.kind", values.get("kind"), tuple(_FEATURE_KEYS))
     options = {key: value for key, value in values.items() if key != "kind"}
     for key in options:
@@ -115,6 +118,12 @@ def load_feature(name: str, values: Mapping, judge: Judge, settings: RewardSetti
             from rewards.vqascore import VQAScore
 
             return VQAScore.load(**{"dtype": settings.dtype, "device": settings.device, **options})
+        case "clip":
+            from rewards.baselines import Similarity
+
+            if not options.get("path"):
+                raise ValueError(f"features.{name}: `path` is missing: a CLIP-like model's folder or hub id")
+            return Similarity.load(**{"dtype": settings.dtype, "device": settings.device, **options})
         case "judge":
             from rewards.alignment import JudgeAlignment
 

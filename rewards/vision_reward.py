@@ -163,7 +163,8 @@ class VisionReward:
             if rows:
                 fresh = model.measure([media[row] for row in rows], [prompts[row] for row in rows])
                 for row, value in zip(rows, fresh, strict=True):
-                    values[row] = value
+                    broken = isinstance(value, float) and math.isnan(value)
+                    values[row] = Failure(f"{media[row].source}: {model.name} gave NaN") if broken else value
                 if self.cache is not None:
                     self.cache.put(
                         (keys[row], (values[row],)) for row in rows if isinstance(values[row], float)
@@ -181,16 +182,20 @@ class VisionReward:
             )
         values = torch.tensor([features[feature.id] for feature in checklist.features], dtype=torch.float64)
         scores = checklist.score(result.p_yes, values)
-        notes = (*media.notes, *self._feature_notes())
+        notes = (*media.notes, *self._feature_notes(prompt))
         return scorecard(item, prompt, checklist, scores, result.p_yes, result.outside, features, notes)
 
-    def _feature_notes(self) -> list[str]:
-        """Says so where a feature is not measured by the model that its weight was learned with."""
-        return [
+    def _feature_notes(self, prompt: str) -> list[str]:
+        """Says so where a feature is not measured by the model that its weight was learned with, or not of
+        the whole prompt.
+        """
+        others = [
             f"{feature.id} by {self.features[feature.id].name}, not {feature.model}: not the release's score"
             for feature in self.checklist.features
             if Path(self.features[feature.id].name).name != feature.model
         ]
+        cut = [f"{name}: {note}" for name, model in self.features.items() for note in model.notes(prompt)]
+        return others + cut
 
 
 def require_features(checklist: Checklist, given: Collection[str]) -> None:

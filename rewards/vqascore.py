@@ -184,6 +184,10 @@ class VQAScore:
             results[row] = score
         return results
 
+    def notes(self, prompt: str) -> tuple[str, ...]:
+        """Nothing: the whole prompt is read."""
+        return ()
+
     @torch.inference_mode()
     def _batch(self, media: Sequence[Media], prompts: Sequence[str]) -> Tensor:
         """Scores [B]."""

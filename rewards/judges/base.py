@@ -95,9 +95,13 @@ class Asking:
 
 
 class FeatureModel(Protocol):
-    """Measures a number in [0, 1] that a checklist takes in beside the answers, such as VQAScore."""
+    """Measures a number that a checklist takes in beside the answers, such as VQAScore, in [0, 1]."""
 
     name: str
     fingerprint: str
 
     def measure(self, media: Sequence[Media], prompts: Sequence[str]) -> list[float | Failure]: ...
+
+    def notes(self, prompt: str) -> Sequence[str]:
+        """What is to be said beside a value for this prompt, such as that it was cut."""
+        ...

@@ -154,6 +154,20 @@ def test_a_missing_feature_is_a_missing_score():
     assert card.missing == "too large" and math.isnan(card.total)
 
 
+def test_a_feature_that_is_not_a_number_is_a_missing_score_and_not_kept(tmp_path):
+    class Overflown(JudgeAlignment):
+        def measure(self, media, prompts):
+            return [math.nan] * len(media)
+
+    checklist = Checklist("with", CHECKLIST.questions, features=(Feature("fit", "a", "a", 2.0, "counting"),))
+    judge = CountingJudge()
+    cache = AnswerCache(tmp_path)
+    card = VisionReward(judge, checklist, cache, {"fit": Overflown(judge)}).score(PICTURES[0], "red")
+    assert card.missing == "image: counting gave NaN" and not card.features
+    mended = VisionReward(judge, checklist, cache, {"fit": JudgeAlignment(judge)}).score(PICTURES[0], "red")
+    assert mended.missing is None
+
+
 def test_a_judge_that_says_neither_is_an_error():
     reward = VisionReward(CountingJudge(mass=0.3), CHECKLIST)
     with pytest.raises(ValueError) as caught:
