@@ -15,7 +15,7 @@ from typing import Any
 import quickstart
 from mpo.config import RunConfig, to_yaml
 from mpo.prompts import prompt_sets, validation_prompts
-from mpo.store import Artifact, Identities, digest, write_bytes, writing
+from mpo.store import Artifact, Identities, digest, hub_snapshot, write_bytes, writing
 from rewards.fetch import RELEASES, fetched_folder
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
@@ -157,8 +157,21 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
             "oracle": config.evaluate.oracle,
             "code": [identities.of(str(source)) for source in sources],
         }
-    made = _name(config, (train, heldout, validation), generator, reward, oracle)
+    data = _data(config.pairs.source, identities, now) if config.pairs.source else {}
+    made = _name(config, (train, heldout, validation), generator, reward, oracle, data)
     return Run(config, train, heldout, made, validation)
+
+
+def _data(source: str, identities: Identities, now: bool) -> dict[str, str | None]:
+    """What the pairs from elsewhere are: a folder by its content, a data set of the hub by its commit."""
+    if Path(source).is_dir():
+        return {"data": identities.of(source, now), "revision": None}
+    try:
+        snapshot = hub_snapshot(source, online=now, kind="dataset")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"pairs.from = {error}") from error
+    revision = snapshot and snapshot.name
+    return {"data": f"{source}@{revision}", "revision": revision}
 
 
 def _checklist_path(source: str) -> str:
@@ -188,6 +201,7 @@ def _name(
     generator: dict[str, Any],
     reward: dict[str, Any],
     oracle: dict[str, Any] | None,
+    data: dict[str, str | None],
 ) -> Artifacts:
     store = Path(config.store)
     train, heldout, validation = prompts
@@ -214,12 +228,16 @@ def _name(
     def one_round(number: int, before: Artifact | None) -> Round:
         """Round `number`, from 0; a run of more rounds shares its first with a run of one."""
         seed, start = config.seed + number, before and before.name
-        candidates = samples(train, "train", config.generate.candidates, start, seed)
+        if config.pairs.source:
+            size = config.generate.shard_size
+            candidates = made("generate", generator=generator, **data, samples=2, shard_size=size)
+        else:
+            candidates = samples(train, "train", config.generate.candidates, start, seed)
         scored = scores(candidates, reward)
         count = config.pairs.candidates or config.generate.candidates
         choice = {
             "objectives": asdict(config.objectives),
-            "pairs": asdict(config.pairs) | {"candidates": count},
+            "pairs": _settings(config.pairs, "source", "allow_bad") | {"candidates": count},
         }
         pairs = made("pair", scores=scored.name, **choice, seed=seed)
         further = {"start": start, "reference": config.reference} if before else {}

@@ -17,7 +17,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from mpo.config_checks import ConfigError, check
+from mpo.config_checks import ConfigError, check, renamed
 
 STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
@@ -52,7 +52,7 @@ def number(
 class PromptsConfig:
     """Prompt files: one prompt a line (.txt), or a `prompt` column (.jsonl, .parquet, .csv)."""
 
-    train: str = "???"
+    train: str | None = None  # may be left out where pairs.from says what to train on
     heldout: str = "???"
     train_limit: int | None = number(None, least=1)
     heldout_limit: int | None = number(None, least=1)
@@ -130,6 +130,8 @@ class PairsConfig:
     k: int = number(4, least=1)  # pairs a prompt for select=top
     cap: int | None = number(None, least=1)  # most pairs kept a prompt
     candidates: int | None = number(None, least=2)  # only the first so many of each prompt; None: all
+    source: str | None = None  # written `from`: a folder or hub data set of pairs, in the place of sampling
+    allow_bad: float = number(0.05, least=0)  # of its rows, how large a share may be of no use
 
 
 @dataclass
@@ -242,9 +244,11 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     layers = [OmegaConf.structured(RunConfig), _read_yaml(path), _read_overrides(overrides)]
     try:
         merged = OmegaConf.merge(*layers)
-        missing = sorted(OmegaConf.missing_keys(merged) - {"run_dir"})  # run_dir only repeats a missing name
+        missing = OmegaConf.missing_keys(merged) - {"run_dir"}  # run_dir only repeats a missing name
+        if merged.prompts.train is None and merged.pairs.source is None:
+            missing.add("prompts.train")
         if missing:
-            raise ConfigError(f"{path}: not set: {', '.join(missing)}")
+            raise ConfigError(f"{path}: not set: {', '.join(sorted(missing))}")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error, layers[1:])) from error
@@ -259,7 +263,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def _read_yaml(path: Path) -> Any:
     try:
-        layer = OmegaConf.load(path)
+        layer = renamed(OmegaConf.load(path))
         _check_keys(OmegaConf.to_container(layer), RunConfig, "")
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
@@ -276,6 +280,7 @@ def _read_overrides(overrides: Sequence[str]) -> Any:
     for override in overrides:
         if override.startswith(_DIMS):
             layer = OmegaConf.merge(layer, _objective_override(override))
+    layer = renamed(layer)
     _check_keys(OmegaConf.to_container(layer), RunConfig, "")
     return layer
 

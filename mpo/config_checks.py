@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
+
 if TYPE_CHECKING:
     from mpo.config import ObjectiveConfig, RunConfig, TrainConfig
 
@@ -14,11 +16,21 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line: the key, its value, what is allowed."""
 
 
+def renamed(layer: Any) -> Any:
+    """An OmegaConf layer with `pairs.from` under the name that a dataclass can have."""
+    pairs = layer.get("pairs") if OmegaConf.is_dict(layer) else None
+    if OmegaConf.is_dict(pairs) and "from" in pairs:
+        pairs["source"] = pairs.pop("from")
+    return layer
+
+
 def check(config: RunConfig) -> None:
     """Raise ConfigError for the first setting that cannot be used."""
     _check_bounds(config, "")
     if not Path(config.name).name == config.name or config.name in (".", ".."):
         raise ConfigError(f"name = {config.name!r}: must be a plain folder name, without '/'")
+    if config.pairs.source:
+        _check_foreign(config)
     for name, entry in config.objectives.dims.items():
         _check_objective(f"objectives.dims.{name}", entry)
     most = config.generate.candidates
@@ -34,6 +46,18 @@ def check(config: RunConfig) -> None:
         raise ConfigError(
             f"train.batch_size = {batch}: must be a multiple of train.micro_batch_size = {micro}"
         )
+
+
+def _check_foreign(config: RunConfig) -> None:
+    """Refuse what needs training prompts of one's own, where the pairs come from elsewhere."""
+    if config.prompts.train:
+        raise ConfigError("prompts.train: not with pairs.from, whose own prompts are trained on")
+    if config.rounds > 1:
+        raise ConfigError(
+            f"rounds = {config.rounds}: not with pairs.from, whose pairs are not sampled; must be 1"
+        )
+    if config.validate.every and config.prompts.validation is None:
+        raise ConfigError("prompts.validation: not set; needed with pairs.from where validate.every is set")
 
 
 def _check_loss(train: TrainConfig) -> None:

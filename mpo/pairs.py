@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,16 @@ def choose_pairs(objectives: Objectives, config: PairsConfig, seed: int) -> Pair
     if not len(pairs):
         raise ValueError(explain_no_pairs(objectives, config.rule, config.margin))
     return pairs
+
+
+def given_pairs(total: Tensor, prompts: Iterable[int]) -> Pairs:
+    """Of each of `prompts`, candidate 0 as the winner and 1 as the loser, as people said; `total` [P, 2].
+
+    The gap is that of the totals, 0 where either has none; it may be negative.
+    """
+    prompt = torch.tensor(list(prompts), dtype=torch.long)
+    winner = torch.zeros_like(prompt)
+    return Pairs(prompt, winner, winner + 1, (total[prompt, 0] - total[prompt, 1]).nan_to_num(0.0))
 
 
 def select(pairs: Pairs, total: Tensor, config: PairsConfig, seed: int) -> Pairs:

@@ -15,13 +15,14 @@ from tqdm import tqdm
 
 from generators.adapters import check_targets
 from generators.pipeline import device_name
+from mpo import foreign
 from mpo.artifacts import Round, Run, kept_weights, weights
 from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
 from mpo.models import Models
 from mpo.objectives import at_granularity, parts
 from mpo.out_of_memory import sampling, scoring, told_where
-from mpo.pairs import choose_pairs
+from mpo.pairs import choose_pairs, given_pairs
 from mpo.processes import join, make, share
 from mpo.samples import sample_shard
 from mpo.scores import first_candidates, paths, read_scores, write_names, write_scores
@@ -69,7 +70,7 @@ def run_stages(run: Run, until: str = "report") -> None:
     for stage, made in _order(run, until):
         match stage:
             case "generate":
-                generate(session, made.candidates, run.train_prompts, made.before and weights(made.before))
+                candidates(session, made)
             case "score":
                 score(session, made.scores, made.candidates)
             case "pair":
@@ -89,7 +90,7 @@ def run_stages(run: Run, until: str = "report") -> None:
 def run_shared(run: Run) -> None:
     """Make what does not depend on pairing or training, which the arms of an ablation have in common."""
     session, first, made = begin(run), run.artifacts.rounds[0], run.artifacts
-    generate(session, first.candidates, run.train_prompts)
+    candidates(session, first)
     score(session, first.scores, first.candidates)
     generate(session, made.base, run.heldout_prompts, what="base samples")
     score(session, made.base_scores, made.base, what="base scores")
@@ -128,6 +129,15 @@ def check(run: Run) -> None:
         check_targets(generator, train.lora.targets)
 
 
+def candidates(session: Session, made: Round) -> None:
+    """Sample the round's candidates for the training prompts, or take in the pairs from elsewhere."""
+    if session.run.config.pairs.source:
+        bring(session, made)
+    else:
+        start = made.before and weights(made.before)
+        generate(session, made.candidates, session.run.train_prompts, start)
+
+
 def generate(
     session: Session,
     artifact: Artifact,
@@ -152,6 +162,31 @@ def generate(
                         sample_shard(artifact, index, texts, generator, config.batch_size)
                 bar.update(len(ids) * samples)
         return {"prompts": len(prompts), "samples": len(prompts) * samples}
+
+    session.make(artifact, work)
+
+
+def bring(session: Session, made: Round) -> None:
+    """Encode the pairs of `pairs.from` to latents and conditioning, as if they had been sampled here."""
+    run, artifact = session.run, made.candidates
+    source, size = run.config.pairs.source, run.config.generate.shard_size
+
+    def work() -> Mapping[str, Any]:
+        with session.process.main_process_first():  # it fills the cache of `datasets` for the others
+            pairs = foreign.read_pairs(source, artifact.inputs["revision"])
+        for name, prompts in (("heldout", run.heldout_prompts), ("validation", run.validation_prompts)):
+            foreign.refuse_shared(pairs, name, prompts)
+        mine = share(-(-len(pairs.rows) // size), session.process)
+        with session.bar(sum(len(foreign.members(pairs, i, size)) for i in mine), "encode") as bar:
+            for index in mine:
+                members = foreign.members(pairs, index, size)
+                if not artifact.shard("candidates", index).is_file():
+                    foreign.foreign_shard(artifact, index, pairs, members, session.models.generator())
+                bar.update(len(members))
+        session.process.wait_for_everyone()
+        if session.process.is_main_process:
+            return foreign.check_skipped(artifact, pairs, source, run.config.pairs.allow_bad)
+        return {}
 
     session.make(artifact, work)
 
@@ -196,7 +231,10 @@ def pair(session: Session, made: Round) -> None:
         levels = first_candidates(table.levels, config.pairs.candidates)
         dims, tolerance = config.objectives.dims, config.pairs.tolerance
         by_granularity = {name: at_granularity(levels, name, dims, tolerance) for name in GRANULARITIES}
-        chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, made.seed)
+        if config.pairs.source:
+            chosen = given_pairs(levels["total"][1][..., 0], foreign.pair_ids(made.candidates))
+        else:
+            chosen = choose_pairs(by_granularity[config.objectives.granularity], config.pairs, made.seed)
         margins = [factor * config.pairs.margin for factor in MARGINS]
         write_json(made.pairs.folder / "yield.json", yield_report(by_granularity, margins).to_dict())
         columns = (chosen.prompt, chosen.winner, chosen.loser, chosen.gap)

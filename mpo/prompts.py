@@ -55,7 +55,7 @@ def prompt_sets(config: PromptsConfig) -> tuple[list[str], list[str]]:
 
     Raises ValueError where a prompt is in both: what was trained on cannot be held out.
     """
-    train = read_prompts(config.train)[: config.train_limit]
+    train = read_prompts(config.train)[: config.train_limit] if config.train else []
     heldout = read_prompts(config.heldout)[: config.heldout_limit]
     shared = set(train) & set(heldout)
     if shared:

@@ -224,8 +224,8 @@ class Identities:
         return self._known.get(key)
 
 
-def hub_snapshot(path: str, online: bool) -> Path | None:
-    """The local copy of a hub model; when `online`, its newest commit, with at least its JSON files fetched.
+def hub_snapshot(path: str, online: bool, kind: str = "model") -> Path | None:
+    """The local copy of a hub model or data set; when `online`, its newest commit, with its JSON files.
 
     None where there is no copy and `online` is False. FileNotFoundError for what is no model of the hub.
     """
@@ -234,7 +234,8 @@ def hub_snapshot(path: str, online: bool) -> Path | None:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(path, allow_patterns="*.json", local_files_only=not online))
+        options = {"repo_type": kind, "local_files_only": not online}
+        return Path(snapshot_download(path, allow_patterns="*.json", **options))
     except HFValidationError:
         raise FileNotFoundError(f"{path}: no such file or folder") from None
     except LocalEntryNotFoundError as error:

@@ -50,6 +50,8 @@ def survey(run: Run, margins: Sequence[float], counts: Sequence[int], wanted: fl
     Raises FileNotFoundError where nothing is scored, and ValueError as `at_granularity` does.
     """
     config, scores = run.config, run.artifacts.scores
+    if config.pairs.source:
+        raise ValueError(f"pairs.from = {config.pairs.source!r}: its pairs are given, none are to be chosen")
     shards = [int(path.stem.rpartition("-")[2]) for path in scores.shards("scores")]
     if not shards:
         raise FileNotFoundError(

@@ -23,7 +23,12 @@ def amount(run: Run, name: str) -> tuple[str, float]:
     of = f"{generator.family} {generator.path} {shape}"
     trained, heldout = len(run.train_prompts), len(run.heldout_prompts) * config.evaluate.samples
     name = re.sub(r"^round_\d+_|_\d+", "", name)  # an earlier round, or the step that is validated
+    given = config.pairs.source  # how many pairs it holds is not known here
     match name:
+        case "candidates" if given:
+            return f"encode {of} {given}", 1.0
+        case "scores" if given:
+            return f"score {config.reward.judge} {given}", 1.0
         case "candidates":
             return f"sample {of}", trained * config.generate.candidates * generator.steps
         case "base" | "tuned":

@@ -139,6 +139,20 @@ def test_a_reference_is_only_chosen_where_there_is_one(base):
         load(base, ["reference=previous", "rounds=2", "train.loss=mapo"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("", "prompts.train: not with pairs.from"),
+        ("prompts.train=null rounds=2", "rounds = 2: not with pairs.from"),
+        ("prompts.train=null validate.every=2", "prompts.validation: not set; needed with pairs.from"),
+    ],
+)
+def test_what_pairs_from_elsewhere_exclude(base, overrides, message):
+    assert load(base, ["pairs.from=data", "prompts.train=null"]).pairs.source == "data"
+    with pytest.raises(ConfigError, match=message):
+        load(base, ["pairs.from=data", *overrides.split()])
+
+
 def test_beta_is_a_number_or_auto(base):
     assert load(base, ["train.beta=auto"]).train.beta == "auto"
     betas = [load(base, [f"train.beta={text}"]).train.beta for text in ("500", "5e2", "500.0")]

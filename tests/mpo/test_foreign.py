@@ -1,0 +1,129 @@
+"""Preference data that was not sampled here: read row by row, encoded, trained on."""
+
+import io
+import json
+from signal import SIGKILL
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+import yaml
+from killing import complaint, contents, start
+from PIL import Image
+from pyarrow import parquet
+from tiny_pipelines import generator_config
+
+from generators.build import build_generator
+from mpo.artifacts import resolve
+from mpo.config import ConfigError, load
+from mpo.foreign import read_pairs
+from mpo.samples import StoredSamples
+from mpo.store import read_table
+
+
+def pixels(seed):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Six rows: four pairs, one whose loser is not there, one without a prompt."""
+    data = tmp_path / "data"
+    (data / "files").mkdir(parents=True)
+    rows = []
+    for number, prompt in enumerate(["a cat", "a dog", "a cat", "a hat", "lost", " "]):
+        names = [f"files/{number}-{side}.png" for side in ("w", "l")]
+        for side, name in enumerate(names):
+            if (number, side) != (4, 1):
+                pixels(2 * number + side).save(data / name)
+        rows.append({"prompt": prompt, "winner": names[0], "loser": names[1]})
+    (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data
+
+
+@pytest.fixture
+def foreign_run(tiny_run, folder):
+    """Writes a tiny run over that folder."""
+
+    def write(place, **pairs):
+        place.mkdir()
+        path = tiny_run(place)
+        config = yaml.safe_load(path.read_text())
+        del config["prompts"]["train"]
+        config["pairs"] = {"from": str(folder), "allow_bad": 0.4} | pairs
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    return write
+
+
+def test_a_folder_is_encoded_trained_on_and_reported_also_when_killed(
+    foreign_run, folder, tiny_pipeline, tmp_path
+):
+    config = foreign_run(tmp_path / "one")
+    assert start(config) == 0
+    run = resolve(load(config))
+    made = run.artifacts
+    skipped = json.loads((made.candidates.folder / "skipped.json").read_text())
+    assert skipped.keys() == {"4", "5"}
+    assert "4-l.png: no such file" in skipped["4"] and "prompt is ' '" in skipped["5"]
+    table = read_table(*made.candidates.shards("candidates"))
+    assert [(r["prompt_id"], r["candidate"]) for r in table] == [(p, c) for p in range(4) for c in range(2)]
+    generator = build_generator(generator_config("stable_diffusion", tiny_pipeline("stable_diffusion")))
+    stored = StoredSamples(made.candidates)
+    assert torch.equal(stored[5], generator.encode([pixels(5)])[0])  # the loser of pair 2
+    assert torch.equal(
+        stored.rows([3])["prompt_embeds"], generator.encode_prompts(["a hat"])["prompt_embeds"]
+    )
+    pairs = read_table(made.pairs.folder / "pairs.parquet")
+    assert [(r["prompt_id"], r["winner"], r["loser"]) for r in pairs] == [(p, 0, 1) for p in range(4)]
+    assert (run.folder / "adapter" / "pytorch_lora_weights.safetensors").is_file()
+    assert (run.folder / "report.html").is_file()
+    killed = foreign_run(tmp_path / "two")
+    for name in ("000001-01.png", "latents-00001.safetensors"):
+        assert start(killed, "--until", "pair", die=name) == -SIGKILL
+    assert start(killed, "--until", "pair") == 0
+    ours, theirs = contents(tmp_path / "two" / "store"), contents(tmp_path / "one" / "store")
+    assert any(name.endswith("pairs.parquet") for name in ours)
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_too_many_bad_rows_and_held_out_prompts_are_one_line(foreign_run, tmp_path, folder):
+    config = foreign_run(tmp_path / "one", allow_bad=0.2)
+    assert start(config, "--until", "generate") == 2
+    assert "2 of 6 rows cannot be used, pairs.allow_bad = 0.2" in complaint(config)
+    rows = folder / "pairs.jsonl"
+    rows.write_text(rows.read_text().replace("a hat", "second"))  # of the held-out prompts
+    assert start(config, "--until", "generate") == 2
+    assert "1 of its prompts are in pairs.from too, such as 'second'" in complaint(config)
+
+
+def test_pick_a_pic_is_read_without_its_ties(tmp_path):
+    def png(seed):
+        buffer = io.BytesIO()
+        pixels(seed).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    labels = [(1.0, 0.0), (0.5, 0.5), (0.0, 1.0), (None, 1.0)]
+    table = {
+        "caption": ["first", "tie", "second", "no label"],
+        "jpg_0": [png(2 * i) for i in range(4)],
+        "jpg_1": [png(2 * i + 1) for i in range(4)],
+        "label_0": [a for a, _ in labels],
+        "label_1": [b for _, b in labels],
+    }
+    parquet.write_table(pyarrow.table(table), tmp_path / "train.parquet")
+    pairs = read_pairs(str(tmp_path))
+    assert (pairs.prompts, pairs.rows, pairs.ties) == (["first", "second"], [0, 2], 1)
+    assert list(pairs.bad) == [3] and "label_0 is None" in pairs.bad[3]
+    assert pairs.media(0) == (png(0), png(1))
+    assert pairs.media(1) == (png(5), png(4))  # the second was preferred
+
+
+def test_unknown_columns_and_empty_folders_are_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="holds no .parquet and no .jsonl"):
+        read_pairs(str(tmp_path))
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "better": "y"}\n')
+    with pytest.raises(ConfigError, match="columns better, prompt; needed are prompt, winner, loser or"):
+        read_pairs(str(tmp_path))
