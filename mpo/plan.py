@@ -54,7 +54,7 @@ class Step:
     stage: str
     work: str
     artifact: Artifact
-    shards: int  # 0: made in one piece
+    shards: int  # 0: made in one piece, or how many is not known
     calls: str = ""
     disk: float | None = 0.0
 
@@ -65,7 +65,7 @@ class Step:
             return "there"
         made = len(self.artifact.shards("candidates") + self.artifact.shards("scores"))
         if made:
-            return f"{made} of {self.shards} shards"
+            return f"{made} of {self.shards} shards" if self.shards else f"{made} shards"
         return "begun" if self.artifact.folder.is_dir() else "to do"
 
 
@@ -126,10 +126,14 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
     planned: list[Step] = []
     for number, part in enumerate(made.rounds, 1):
         label = f"round {number}: " if len(made.rounds) > 1 else ""
-        candidates = sampled(f"{label}generate", part.candidates, train, count)
+        if source := config.pairs.source:  # how many pairs it holds is known when they have been read
+            work = f"the pairs of {source}, encoded"
+            planned.append(Step("generate", work, part.candidates, 0, disk=None))
+            planned.append(Step("score", "both of each pair", part.scores, 0, disk=None))
+        else:
+            candidates = sampled(f"{label}generate", part.candidates, train, count)
+            planned += [candidates, scored("score", part.scores, train * count, candidates.shards)]
         planned += [
-            candidates,
-            scored("score", part.scores, train * count, candidates.shards),
             Step("pair", config.objectives.granularity, part.pairs, 0),
             _training_step(config, generator, part),
         ]

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from mpo.artifacts import resolve
 from mpo.config import load
 from mpo.plan import count_questions, read_size, steps
+from mpo.timing import amount
 
 
 @pytest.fixture
@@ -45,6 +46,18 @@ def test_counts_follow_from_the_config(planned):
     assert base.calls == "12 denoiser rows"  # 3 held-out prompts x 1 sample x 2 steps x 2 branches
     # a picture of 16 x 16 at 2 bytes a pixel, a latent of 4 x 8 x 8 floats; a prompt of 16 x 32 floats
     assert generate.disk == 20 * (16 * 16 * 2 + 4 * 8 * 8 * 4) + 5 * 16 * 32 * 4
+
+
+def test_pairs_from_elsewhere_are_not_counted_before_they_are_read(tiny_run, tmp_path):
+    (tmp_path / "data").mkdir()
+    config = load(tiny_run(tmp_path), ["prompts.train=null", f"pairs.from={tmp_path / 'data'}"])
+    run = resolve(config, now=False)
+    generate, score, *_ = steps(run, read_size(config.generator.path, config))
+    assert generate.work == f"the pairs of {tmp_path / 'data'}, encoded" and generate.disk is None
+    generate.artifact.folder.mkdir(parents=True)
+    generate.artifact.shard("candidates", 3).touch()
+    assert (generate.state, score.state, score.calls) == ("1 shards", "to do", "")
+    assert amount(run, "candidates")[1] == amount(run, "scores")[1] == 1.0  # not divided by no prompts
 
 
 def test_what_is_there_already_is_said(tiny_run, tmp_path):
