@@ -25,6 +25,8 @@ CONFIG = "config.yaml"
 # Settings of training that change neither the adapter nor what it is called.
 _UNSEEN = ("save_steps", "logging_steps", "report_to")
 
+_FEATURE_FILES = ("path", "tokenizer", "processor")  # keys of a feature that name files
+
 _COMMON = ("facts.py", "scenes.py")
 _ORACLES = {  # the code that decides what an oracle says
     "quickstart": ("oracle.py", "world.py", *_COMMON),
@@ -150,6 +152,14 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
     reward = _settings(config.reward, "device", "batch_size", "cache")
     reward["judge"] = identity("reward.judge", config.reward.judge)
     reward["checklist"] = identities.of(_checklist_path(config.reward.checklist))
+    reward["features"] = {
+        feature: {
+            key: identity(f"reward.features.{feature}.{key}", value) if key in _FEATURE_FILES else value
+            for key, value in values.items()
+            if key not in ("device", "batch_size")
+        }
+        for feature, values in config.reward.features.items()
+    }
     oracle = None
     if config.evaluate.oracle:
         sources = [Path(quickstart.__path__[0]) / name for name in _ORACLES[config.evaluate.oracle]]

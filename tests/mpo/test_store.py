@@ -5,6 +5,8 @@ import signal
 import pytest
 import torch
 
+from mpo.artifacts import resolve
+from mpo.config import load
 from mpo.store import (
     Artifact,
     Identities,
@@ -155,3 +157,20 @@ def test_what_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch):
     ):
         identities.of("nobody/nothing")
     assert identities.of("nobody/nothing", now=False) is None
+
+
+def test_scores_are_of_the_weights_of_a_feature(tiny_run, tmp_path):
+    (tmp_path / "clip").mkdir()
+    weights = tmp_path / "clip" / "model.safetensors"
+    weights.write_bytes(b"abc")
+
+    def scores(**more) -> Artifact:
+        feature = {"kind": "clip", "path": str(tmp_path / "clip")} | more
+        return resolve(load(tiny_run(tmp_path, reward={"features": {"fit": feature}}))).artifacts.scores
+
+    first = scores()
+    assert scores(batch_size=2, device="cpu") == first != scores(dtype="bfloat16")
+    weights.write_bytes(b"abd")
+    assert scores() != first
+    with pytest.raises(FileNotFoundError, match="^reward.features.fit.path = /no/such: no such file"):
+        scores(path="/no/such")
