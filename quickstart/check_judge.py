@@ -26,6 +26,7 @@ from rewards.media import load_media
 
 JUDGE = Path(__file__).parent / "weights" / "judge"
 SEED = 20_000  # of pictures that no recipe has seen
+GUIDANCE = 1.3  # as in configs/quickstart.yaml
 
 
 def agreement(
@@ -60,7 +61,7 @@ def main(folder: Path = JUDGE, generator: Path = GENERATOR, count: int = 1000) -
     renders = agreement(judge, checklist, render(scenes, rng), scenes, rng)
     pipeline = StableDiffusionPipeline.from_pretrained(generator, dtype=torch.float32)
     prompts = [prompt_of(scene) for scene in rng.choice(all_scenes(), count)]
-    pictures = sample(pipeline, prompts, seed=SEED)
+    pictures = sample(pipeline, prompts, seed=SEED, guidance_scale=GUIDANCE)
     samples = agreement(judge, checklist, pictures, oracle.read(pictures), rng)
     print("| question | renders, truth | samples, oracle |\n|---|---|---|")
     for name in checklist.ids:

@@ -131,9 +131,6 @@ def test_shipped_weights_are_small_and_in_half_precision():
     assert types <= {"F16", "I64"}  # I64: the counters of batch normalisation
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the first judge is right on place in 73 % only: its new recipe is yet to be run"
-)
 def test_shipped_judge_is_right_about_renders_and_says_yes_or_no(judge):
     rng = np.random.default_rng(7)
     checklist = Checklist.from_yaml(CHECKLIST)
