@@ -19,7 +19,7 @@ from mpo.store import Artifact, Identities, digest, hub_snapshot, write_bytes, w
 from rewards.fetch import RELEASES, fetched_folder
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
-VERSIONS = {"generate": 1, "score": 1, "pair": 1, "train": 1, "select": 1, "evaluate": 1, "report": 1}
+VERSIONS = {"generate": 1, "score": 2, "pair": 1, "train": 1, "select": 1, "evaluate": 1, "report": 2}
 CONFIG = "config.yaml"
 
 # Settings of training that change neither the adapter nor what it is called.

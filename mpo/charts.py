@@ -42,19 +42,6 @@ def outcomes(win: float, tie: float, loss: float) -> Markup:
     return Markup("".join([*parts, "</svg>"]))
 
 
-def dumbbell(before: float, after: float, low: float, high: float) -> Markup:
-    """Two scores on the axis from low to high: a ring for base or loser, a dot for tuned or winner."""
-    side = "rise" if after > before else "fall" if after < before else "open"
-    a, b = _percent(before, low, high, 6), _percent(after, low, high, 6)
-    return Markup(
-        f'<svg class="row {side}" role="img" aria-label="{number(before)} to {number(after)}">'
-        f"<title>{number(before)} → {number(after)}</title>"
-        f'<line class="rail" x1="6%" x2="94%" y1="50%" y2="50%"/>'
-        f'<line class="span" x1="{a}" x2="{b}" y1="50%" y2="50%"/>'
-        f'<circle class="ring" cx="{a}" cy="50%" r="3.5"/><circle cx="{b}" cy="50%" r="4"/></svg>'
-    )
-
-
 def bar(share: float) -> Markup:
     """A share of 1 as a bar."""
     return Markup(

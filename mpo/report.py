@@ -1,31 +1,29 @@
 """One page that shows a run: what changed, before and after, the pairs, their yield, the training curves.
 
-The page is a single file: pictures are embedded, nothing is fetched.
+The page is a single file: pictures, clips, styles and scripts are embedded, nothing is fetched.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from markupsafe import Markup
 
 from mpo import charts
 from mpo.artifacts import Run
-from mpo.config import to_yaml
+from mpo.config import RunConfig, to_yaml
+from mpo.gallery import Card, Gallery, Samples, asked, pack, spread_cards, total
 from mpo.scores import ScoreTable, read_scores
 from mpo.store import Artifact, read_table
 
-CARDS = 24  # of the held-out samples, and of the pairs, that the page shows
-_PIXELS = 256  # longer side of an embedded picture; larger ones are scaled down
+PAGES = Path(__file__).parent / "pages"
 
 CURVES = {
     "Loss": {"loss": "loss"},
@@ -38,31 +36,13 @@ CURVES = {
 
 
 @dataclass(frozen=True)
-class Card:
-    """Two pictures of one prompt, base (or loser) first, and both their scores by reward and dimension."""
-
-    prompt: str
-    pictures: tuple[Path, Path]
-    scores: dict[str, dict[str, tuple[float, float]]]
-    change: float  # of the judge's total, or the gap of the pair
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Cards spread evenly over a ranking by change, greatest first, and how many there are to show."""
-
-    cards: tuple[Card, ...]
-    of: int
-
-
-@dataclass(frozen=True)
 class Report:
     """What the page shows."""
 
     name: str
+    facts: list[str]  # what the run is, in a few words each
     evaluation: dict[str, Any]  # evaluation.json
-    heldout: Gallery
-    pairs: Gallery
+    galleries: dict[str, Gallery]  # heldout, pairs
     prompts_with_pairs: int
     yields: dict[str, Any]  # yield.json
     chosen: tuple[str, float]  # the run's granularity and margin, to mark in the yield
@@ -78,17 +58,30 @@ def render(run: Run) -> str:
 
 def page(report: Report) -> str:
     """The HTML of a report."""
+    return template("report.html.jinja").render(
+        report=report,
+        charts=charts,
+        curves=curves(report.log),
+        data=pack(report.galleries),
+        **assets("page.css", "gallery.css", "dom.js", "card.js", "gallery.js"),
+    )
+
+
+def template(name: str) -> Any:
+    """A template of `pages/`, with the filters that they use."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
+        loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {name: getattr(charts, name) for name in ("fixed", "number", "signed")}
-    environment.filters["picture"] = picture
-    return environment.get_template("report.html.jinja").render(
-        report=report, charts=charts, curves=_curves(report.log), ranges=_ranges(report)
-    )
+    return environment.get_template(name)
+
+
+def assets(*names: str) -> dict[str, Markup]:
+    """`style` and `script`: the contents of files of `pages/`, to stand in a page as they are."""
+    content = {
+        kind: [(PAGES / name).read_text() for name in names if name.endswith(kind)] for kind in ("css", "js")
+    }
+    return {"style": Markup("\n".join(content["css"])), "script": Markup("\n".join(content["js"]))}
 
 
 def gather(run: Run) -> Report:
@@ -98,96 +91,77 @@ def gather(run: Run) -> Report:
     scores = read_scores(made.scores)
     return Report(
         name=run.config.name,
+        facts=facts(run.config),
         evaluation=json.loads((made.evaluation.folder / "evaluation.json").read_text()),
-        heldout=_heldout(run),
-        pairs=_pairs(made.candidates, scores, pairs),
+        galleries={"heldout": _heldout(run), "pairs": _pairs(made.candidates, scores, pairs)},
         prompts_with_pairs=len({row["prompt_id"] for row in pairs}),
         yields=json.loads((made.pairs.folder / "yield.json").read_text()),
         chosen=(run.config.objectives.granularity, run.config.pairs.margin),
         missing=dict(Counter(reason for _, _, reason in scores.missing).most_common()),
-        log=[json.loads(line) for line in (made.training.folder / "log.jsonl").read_text().splitlines()],
+        log=read_log(made.training),
         settings=to_yaml(run.config),
     )
 
 
-def spread(count: int, shown: int) -> list[int]:
-    """At most `shown` ranks out of `count`, evenly spaced, the first and the last among them."""
-    if count <= shown:
-        return list(range(count))
-    return [round(i * (count - 1) / (shown - 1)) for i in range(shown)]
+def facts(config: RunConfig) -> list[str]:
+    """What a run is, in a few words each: generator, reward, pairs, training."""
+    train, pairs = config.train, config.pairs
+    beta = train.beta if isinstance(train.beta, str) else f"{train.beta:g}"
+    how = f"LoRA of rank {train.lora.rank}" if train.mode == "lora" else "all weights"
+    return [
+        f"{config.generator.family} {config.generator.path}",
+        f"judged by {config.reward.judge}",
+        f"pairs by {pairs.rule} at {config.objectives.granularity} level, margin {pairs.margin:g}",
+        f"{how}, β {beta}, {train.steps} steps of {train.batch_size} pairs, seed {config.seed}",
+    ]
 
 
-def picture(path: Path) -> str:
-    """A data URI: a small PNG as it is, anything else at most _PIXELS wide or high as JPEG."""
-    with Image.open(path) as image:
-        if image.format == "PNG" and max(image.size) <= _PIXELS // 2:
-            kind, content = "png", path.read_bytes()
-        else:
-            image.thumbnail((_PIXELS, _PIXELS))
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "JPEG", quality=85)
-            kind, content = "jpeg", buffer.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def read_log(training: Artifact) -> list[dict[str, float]]:
+    """The Trainer's log_history of a finished training."""
+    return [json.loads(line) for line in (training.folder / "log.jsonl").read_text().splitlines()]
 
 
 def _heldout(run: Run) -> Gallery:
     """Held-out samples of both models at the same seed, where both have the judge's scores."""
     made = run.artifacts
-    rewards = {"judge": (read_scores(made.base_scores), read_scores(made.tuned_scores))}
+    before = {"judge": read_scores(made.base_scores)}
+    after = {"judge": read_scores(made.tuned_scores)}
     if made.base_facts and made.tuned_facts:
-        rewards["oracle"] = (read_scores(made.base_facts), read_scores(made.tuned_facts))
-    before, after = (_samples(artifact) for artifact in (made.base, made.tuned))
-    base, tuned = (table.levels["total"][1][..., 0] for table in rewards["judge"])
-    change = tuned - base
-    ranked = sorted((-change[key].item(), key) for key in before if not change[key].isnan())
+        before["oracle"], after["oracle"] = read_scores(made.base_facts), read_scores(made.tuned_facts)
+    base, tuned = Samples(made.base, before), Samples(made.tuned, after)
+    changes = {key: total(after["judge"], key) - total(before["judge"], key) for key in base.rows}
+    ranked = sorted((-change, key) for key, change in changes.items() if not math.isnan(change))
     return Gallery(
-        cards=tuple(
-            Card(
-                prompt=before[key]["prompt"],
-                pictures=(made.base.folder / before[key]["media"], made.tuned.folder / after[key]["media"]),
-                scores={name: _dimensions(tables, key, key) for name, tables in rewards.items()},
-                change=-fall,
-            )
-            for fall, key in (ranked[rank] for rank in spread(len(ranked), CARDS))
-        ),
+        steps=("base", "tuned"),
+        measure="total",
+        slider=True,
+        rewards=asked(before),
+        cards=spread_cards(ranked, lambda entry: Card((base[entry[1]], tuned[entry[1]]), -entry[0])),
         of=len(ranked),
     )
 
 
 def _pairs(candidates: Artifact, scores: ScoreTable, pairs: Sequence[dict[str, Any]]) -> Gallery:
-    samples = _samples(candidates)
+    """The kept pairs, loser first."""
+    stored = Samples(candidates, {"judge": scores})
     ranked = sorted(pairs, key=lambda row: (-row["gap"], row["prompt_id"], row["winner"], row["loser"]))
-    cards = []
-    for row in (ranked[rank] for rank in spread(len(ranked), CARDS)):
-        loser, winner = ((row["prompt_id"], row[side]) for side in ("loser", "winner"))
-        cards.append(
-            Card(
-                prompt=samples[winner]["prompt"],
-                pictures=(
-                    candidates.folder / samples[loser]["media"],
-                    candidates.folder / samples[winner]["media"],
-                ),
-                scores={"judge": _dimensions((scores, scores), loser, winner)},
-                change=row["gap"],
-            )
-        )
-    return Gallery(tuple(cards), len(pairs))
+
+    def card(row: Mapping[str, Any]) -> Card:
+        return Card(tuple(stored[row["prompt_id"], row[side]] for side in ("loser", "winner")), row["gap"])
+
+    return Gallery(
+        steps=("loser", "winner"),
+        measure="gap",
+        slider=False,
+        rewards=asked({"judge": scores}),
+        cards=spread_cards(ranked, card),
+        of=len(ranked),
+    )
 
 
-def _samples(artifact: Artifact) -> dict[tuple[int, int], dict[str, Any]]:
-    rows = read_table(*artifact.shards("candidates"))
-    return {(row["prompt_id"], row["candidate"]): row for row in rows}
-
-
-def _dimensions(
-    tables: tuple[ScoreTable, ScoreTable], before: tuple[int, int], after: tuple[int, int]
-) -> dict[str, tuple[float, float]]:
-    (names, first), (_, second) = (table.levels["dimension"] for table in tables)
-    return dict(zip(names, zip(first[before].tolist(), second[after].tolist(), strict=True), strict=True))
-
-
-def _curves(log: Sequence[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def curves(log: Iterable[Mapping[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """title -> name -> (step, value) points, of the curves that were logged; only finite values."""
+    log = list(log)
     found = {}
     for title, series in CURVES.items():
         points = {
@@ -197,16 +171,3 @@ def _curves(log: Sequence[dict[str, float]]) -> dict[str, dict[str, list[tuple[f
         if all(points.values()):
             found[title] = points
     return found
-
-
-def _ranges(report: Report) -> dict[str, dict[str, tuple[float, float]]]:
-    """reward -> dimension -> least and greatest score on any card, so that equal places mean equal scores."""
-    found: dict[str, dict[str, list[float]]] = {}
-    for card in (*report.heldout.cards, *report.pairs.cards):
-        for reward, dimensions in card.scores.items():
-            for name, values in dimensions.items():
-                found.setdefault(reward, {}).setdefault(name, []).extend(values)
-    return {
-        reward: {name: (min(values), max(values)) for name, values in dimensions.items()}
-        for reward, dimensions in found.items()
-    }

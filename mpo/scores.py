@@ -42,6 +42,7 @@ class ScoreTable:
 
     levels: Levels
     asked: tuple[str, ...]  # ids of the questions
+    texts: tuple[str, ...]  # their words
     p_yes: Tensor  # [P, N, Q]
     missing: list[tuple[int, int, str]]  # prompt, candidate, reason
 
@@ -65,8 +66,9 @@ def paths(checklist: Checklist) -> dict[str, list[str]]:
 
 
 def write_names(artifact: Artifact, checklist: Checklist) -> None:
-    """Note what the columns of the scores are, and which questions were asked."""
-    write_json(artifact.folder / NAMES, {**paths(checklist), "asked": list(checklist.ids)})
+    """Note what the columns of the scores are, and which questions were asked in what words."""
+    texts = [question.text for question in checklist.questions]
+    write_json(artifact.folder / NAMES, {**paths(checklist), "asked": list(checklist.ids), "texts": texts})
 
 
 def write_scores(
@@ -106,6 +108,7 @@ def read_scores(artifact: Artifact) -> ScoreTable:
     return ScoreTable(
         levels=levels,
         asked=tuple(content["asked"]),
+        texts=tuple(content["texts"]),
         p_yes=matrix("p_yes"),
         missing=[entry for entry in reasons if entry[2] is not None],
     )

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from mpo.charts import decimals, dumbbell, fixed, interval, lines, number, outcomes, signed, ticks
+from mpo.charts import decimals, fixed, interval, lines, number, outcomes, signed, ticks
 
 
 def numbers(pattern, svg):
@@ -24,16 +24,6 @@ def test_an_interval_is_coloured_by_its_side_of_zero():
 def test_outcomes_fill_the_bar():
     assert numbers(r'x="([\d.]+)%"', outcomes(0.5, 0.2, 0.3)) == [0, 50, 70]
     assert numbers(r' width="([\d.]+)%"', outcomes(0.5, 0.2, 0.3)) == [50, 20, 30]
-
-
-def test_a_dumbbell_goes_from_ring_to_dot():
-    svg = dumbbell(0.0, 1.0, 0.0, 2.0)  # 6 + 88 * share
-    assert numbers(r'class="ring" cx="([\d.]+)%"', svg) == [6.0]
-    assert numbers(r'<circle cx="([\d.]+)%"', svg) == [50.0]
-    assert "rise" in svg and "fall" in dumbbell(1.0, 0.0, 0.0, 2.0)
-    assert numbers(r'<circle cx="([\d.]+)%"', dumbbell(1.0, 1.0, 1.0, 1.0)) == [
-        50.0
-    ]  # no range: in the middle
 
 
 def test_curves_share_their_axes():

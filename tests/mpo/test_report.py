@@ -5,6 +5,7 @@ import re
 from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from PIL import Image
 
 from mpo.artifacts import Artifacts, Run
 from mpo.config import GRANULARITIES, RunConfig
+from mpo.embed import data_uri
 from mpo.evaluate import evaluation
+from mpo.gallery import CARDS, coarse_to_fine, pack, spread
 from mpo.objectives import at_granularity
 from mpo.pairs import choose_pairs
-from mpo.report import CARDS, gather, page, picture, render, spread
+from mpo.report import gather, page, render
 from mpo.scores import read_scores, write_names, write_scores
 from mpo.store import Artifact, write_json, write_table
 from mpo.yields import yield_report
@@ -140,51 +143,70 @@ def html(run):
     return render(run)
 
 
+def embedded(html):
+    """The JSON that the page's script lays out."""
+    return json.loads(html.split('<script type="application/json" id="data">')[1].split("</script>")[0])
+
+
 def test_the_page_needs_nothing_but_itself(html):
+    tags = Tags(html)
     assert not re.search(r'(src|href)="(?!data:|#)', html)
-    assert "http" not in html and "url(" not in html and "@import" not in html
-    assert not Tags(html).all("link") and not Tags(html).all("script")
+    assert "url(" not in html and "@import" not in html and not tags.all("link")
+    assert not any("src" in script for script in tags.all("script"))
+    addresses = set(re.findall(r"https?://[^\"'\s]+", html))
+    assert addresses == {"http://www.w3.org/2000/svg"}  # a name, which nothing fetches
+    (policy,) = (meta["content"] for meta in tags.all("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none';")
 
 
 def test_names_and_prompts_are_escaped(html):
-    tags = Tags(html)
     assert "<b>bold" not in html and "<hen>" not in html and "<specks>" not in html
-    assert any(ODD in text for text in tags.text)
+    content = embedded(html)
+    assert all(ODD in card["prompt"] for part in content["galleries"].values() for card in part["cards"])
+    assert content["galleries"]["pairs"]["rewards"]["judge"]["questions"][-1][1] == "Is the <specks> right?"
 
 
-def test_pictures_are_those_of_the_cards(run, html):
-    report = gather(run)
-    cards = (*report.heldout.cards, *report.pairs.cards)
-    images = [image["src"] for image in Tags(html).all("img")]
-    assert len(images) == 2 * len(cards) and len(report.heldout.cards) == 5  # one of 6 has no score
-    shown = [b64decode(source.split(",")[1]) for source in images]
-    assert shown == [path.read_bytes() for card in cards for path in card.pictures]
+def test_pictures_are_those_of_the_cards_each_once(run, html):
+    galleries, content = gather(run).galleries, embedded(html)
+    assert len(galleries["heldout"].cards) == 5  # one of 6 has no score
+    for name, gallery in galleries.items():
+        cards = content["galleries"][name]["cards"]
+        assert len(cards) == len(gallery.cards) == gallery.of > 0
+        for card, shown in zip(gallery.cards, cards, strict=True):
+            for sample, number in zip(card.samples, shown["samples"], strict=True):
+                source = content["media"][content["samples"][number]["media"]]
+                assert b64decode(source.split(",")[1]) == sample.media.read_bytes()
+    files = {sample.media for part in galleries.values() for card in part.cards for sample in card.samples}
+    assert len(content["media"]) == len(content["samples"]) == len(files)
 
 
-def test_cards_show_both_scores_and_their_change(run):
-    report = gather(run)
+def test_cards_have_both_scores_and_answers_and_their_change(run):
     made = run.artifacts
-    base, tuned = (read_scores(artifact).levels for artifact in (made.base_scores, made.tuned_scores))
-    names = base["dimension"][0]
-    assert names == ("alignment", "composition", "quality")
+    base, tuned = (read_scores(artifact) for artifact in (made.base_scores, made.tuned_scores))
+    heldout = gather(run).galleries["heldout"]
+    assert heldout.steps == ("base", "tuned")
+    assert heldout.rewards["judge"]["dimensions"] == ["alignment", "composition", "quality"]
     changes = []
-    for card in report.heldout.cards:
-        number = int(card.pictures[0].stem.split("-")[0])
-        assert card.pictures[1].name == card.pictures[0].name and card.pictures[1].parts[-4] == "c"
-        for k, name in enumerate(names):
-            expected = (base["dimension"][1][number, 0, k].item(), tuned["dimension"][1][number, 0, k].item())
-            assert card.scores["judge"][name] == expected == card.scores["oracle"][name]
+    for card in heldout.cards:
+        before, after = card.samples
+        number = int(before.media.stem.split("-")[0])
+        assert after.media.name == before.media.name and after.media.parts[-4] == "c"
+        for sample, table in ((before, base), (after, tuned)):
+            assert sample.dimensions["judge"] == table.levels["dimension"][1][number, 0].tolist()
+            assert sample.p_yes["oracle"] == table.p_yes[number, 0].tolist()
         changes.append(card.change)
-        assert card.change == pytest.approx(
-            sum(after - before for before, after in card.scores["judge"].values())
-        )
+        total = sum(after.dimensions["judge"]) - sum(before.dimensions["judge"])
+        assert card.change == pytest.approx(total) == after.totals["judge"] - before.totals["judge"]
     assert changes == sorted(changes, reverse=True)
 
 
 def test_a_pair_shows_the_loser_first(run):
-    for card in gather(run).pairs.cards:
+    pairs = gather(run).galleries["pairs"]
+    assert pairs.steps == ("loser", "winner")
+    for card in pairs.cards:
         assert card.change >= run.config.pairs.margin
-        assert all(after >= before for before, after in card.scores["judge"].values())  # it dominates
+        loser, winner = (sample.dimensions["judge"] for sample in card.samples)
+        assert all(after >= before for before, after in zip(loser, winner, strict=True))  # it dominates
 
 
 def test_the_page_states_what_the_evaluation_says(run, html):
@@ -218,10 +240,37 @@ def test_the_spread_has_both_ends():
     assert len(set(ranks)) == CARDS and ranks[0] == 0 and ranks[-1] == 799
 
 
+def test_however_many_cards_fit_they_are_spread_over_all():
+    order = list(coarse_to_fine(100))
+    assert sorted(order) == list(range(100))
+    assert order[:5] == [0, 99, 50, 25, 74]  # round(0.5 * 99) = 50, round(0.25 * 99) = 25
+    for taken in (9, 17, 33):
+        found = sorted(order[:taken])
+        assert max(b - a for a, b in zip(found, found[1:], strict=False)) <= 99 / (taken - 1) + 1
+    assert list(coarse_to_fine(1)) == [0] and list(coarse_to_fine(0)) == []
+
+
+def test_a_gallery_embeds_no_more_than_its_share(run, monkeypatch):
+    gallery = gather(run).galleries["pairs"]
+    one = len(data_uri(gallery.cards[0].samples[0].media))
+    monkeypatch.setattr("mpo.gallery.BYTES", 5 * one)
+    found = pack({"pairs": gallery})
+    cards = found["galleries"]["pairs"]["cards"]
+    assert 0 < len(cards) < len(gallery.cards) and sum(map(len, found["media"])) < 9 * one
+    assert cards[0]["change"] == pytest.approx(gallery.cards[0].change, rel=1e-3)
+    assert cards[-1]["change"] == pytest.approx(gallery.cards[-1].change, rel=1e-3)
+
+
 def test_large_pictures_are_scaled_down(tmp_path):
     path = tmp_path / "large.png"
     Image.new("RGB", (1024, 512), (200, 30, 30)).save(path)
-    kind, content = picture(path).split(";base64,")
+    kind, content = data_uri(path).split(";base64,")
     image = Image.open(BytesIO(b64decode(content)))
-    assert kind == "data:image/jpeg" and image.size == (256, 128)
+    assert kind == "data:image/jpeg" and image.size == (320, 160)
     assert np.abs(np.array(image).astype(int) - (200, 30, 30)).max() < 6
+
+
+def test_a_clip_is_embedded_as_it_is():
+    clip = Path(__file__).parents[1] / "golden" / "media" / "rotated.mp4"
+    kind, content = data_uri(clip).split(";base64,")
+    assert kind == "data:video/mp4" and b64decode(content) == clip.read_bytes()

@@ -1,0 +1,152 @@
+"""The pages as a user meets them: opened in Chromium, filtered, moved through by keyboard, clips played.
+
+Needs chromium on the PATH and playwright (`pip install -e .[browser]`); skipped without.
+"""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from test_report import fake_run
+
+from mpo.gallery import Card, Gallery, Sample
+from mpo.report import gather, page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CLIPS = [
+    Path(__file__).parents[1] / "golden" / "media" / f"{name}.mp4" for name in ("rotated", "odd", "long")
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no chromium on the PATH")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    report = gather(fake_run(tmp_path_factory.mktemp("run"), heldout=30, prompts=8))
+    samples = [
+        Sample(clip, "a ball that rolls", {"judge": float(k)}, {"judge": [float(k)]}, {"judge": [0.9, k / 9]})
+        for k, clip in enumerate(CLIPS)
+    ]
+    asked = {
+        "judge": {"dimensions": ["dynamic"], "questions": [["a", "Does [[prompt]] move?"], ["b", "At all?"]]}
+    }
+    clips = Gallery(("base", "step 50", "tuned"), "total", True, asked, (Card(tuple(samples), 2.0),), 1)
+    return report, replace(report, galleries={"heldout": clips, "pairs": report.galleries["pairs"]})
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a report; ends the test if the page complained or asked for anything but itself."""
+    complaints = []
+
+    def open_page(report, **options):
+        file = tmp_path / "report.html"
+        file.write_text(page(report))
+        tab = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}).new_page()
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on(
+            "request",
+            lambda request: request.url.startswith(("file:", "data:")) or complaints.append(request.url),
+        )
+        tab.goto(file.as_uri())
+        return tab
+
+    yield open_page
+    assert complaints == []
+
+
+def gallery(tab, name):
+    return tab.locator(f'[data-gallery="{name}"]')
+
+
+def shown(place):
+    """How many cards pass the filters."""
+    return int(place.locator("output").last.inner_text().split()[0])
+
+
+def test_pairs_are_filtered_by_dimension_by_gap_and_by_words(opened, report):
+    pairs = report[0].galleries["pairs"]
+    place = gallery(opened(report[0]), "pairs")
+    assert shown(place) == len(pairs.cards) and place.locator("article").count() == min(24, len(pairs.cards))
+    place.get_by_label("dimension").select_option("quality")
+    place.get_by_label("winner is").select_option("the same")
+    quality = pairs.rewards["judge"]["dimensions"].index("quality")
+    differences = [
+        card.samples[1].dimensions["judge"][quality] - card.samples[0].dimensions["judge"][quality]
+        for card in pairs.cards
+    ]
+    equal = sum(abs(difference) < 1e-5 for difference in differences)
+    assert 0 < equal < len(pairs.cards) and shown(place) == equal
+    place.get_by_role("button", name="Reset").click()
+    place.get_by_label("least gap").fill("0.5")
+    gaps = [card.change for card in pairs.cards]
+    wide = sum(gap >= (min(gaps) + max(gaps)) / 2 for gap in gaps)
+    assert 0 < wide < len(gaps) and shown(place) == wide
+    place.get_by_label("least gap").fill("0")
+    place.get_by_placeholder("words").fill("prompt 3")
+    found = sum(card.prompt.endswith("3") for card in pairs.cards)
+    assert 0 < found < len(gaps) and shown(place) == found
+
+
+def test_the_keyboard_reaches_the_answers_and_the_large_view(opened, report):
+    tab = opened(report[0])
+    place = gallery(tab, "heldout")
+    place.get_by_role("button", name="Reset").focus()
+    tab.keyboard.press("Tab")
+    answers = place.get_by_role("tooltip")
+    questions = len(report[0].galleries["heldout"].rewards["judge"]["questions"])
+    assert answers.locator("tbody tr, table > tr").count() == 2 * questions  # of judge and oracle
+    assert "Is the <specks> right?" in answers.inner_text()
+    tab.keyboard.press("ArrowRight")
+    second = place.locator("article").nth(1)
+    assert second.evaluate("element => element === document.activeElement")
+    tab.keyboard.press("Enter")
+    large = tab.locator("dialog")
+    assert large.locator("h3").inner_text() == second.locator(".prompt").inner_text()
+    tab.keyboard.press("ArrowRight")
+    pictures = large.locator("img")
+    assert pictures.nth(0).get_attribute("src") != pictures.nth(1).get_attribute("src")
+    large.get_by_role("slider", name="step").fill("0")
+    assert pictures.nth(0).get_attribute("src") == pictures.nth(1).get_attribute("src")
+    tab.keyboard.press("Escape")
+    assert tab.locator("dialog").count() == 0
+    assert place.locator("article").nth(2).evaluate("element => element === document.activeElement")
+    assert place.locator(".stepper output").inner_text() == "base"
+
+
+def test_clips_play_and_the_slider_goes_over_all_steps(opened, report):
+    tab = opened(report[1])
+    place = gallery(tab, "heldout")
+    clips = place.locator("article video")
+    sources = []
+    for step in ("1", "2"):
+        place.get_by_role("slider", name="step").fill(step)
+        sources.append(clips.nth(1).get_attribute("src"))
+    assert len({clips.nth(0).get_attribute("src"), *sources}) == 3
+    assert clips.nth(0).evaluate("clip => clip.paused")
+    place.locator("article").hover()
+    moving = (
+        "clips => [...clips].every(clip => !clip.paused && clip.currentTime > 0.05 && clip.videoWidth > 0)"
+    )
+    tab.wait_for_function(f"() => ({moving})(document.querySelectorAll('article video'))", timeout=20000)
+    assert "Does … move?" in place.get_by_role("tooltip").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_scrolls_one_way_only(opened, report, scheme):
+    tab = opened(report[0], viewport={"width": 380, "height": 800}, color_scheme=scheme, has_touch=True)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 380
+    gallery(tab, "pairs").locator("article").first.tap()
+    assert tab.locator("dialog .asked").count() == 1
+    assert tab.evaluate("document.querySelector('dialog').scrollWidth") <= 380
