@@ -160,9 +160,14 @@ def main() -> None:
         app()
     except (ValueError, OSError, MemoryError) as error:
         line = " ".join(str(error).split()) or type(error).__name__
-        unfinished_bar = "\n" if "tqdm" in sys.modules else ""
-        print(f"{unfinished_bar}mpo: {line}", file=sys.stderr)
+        print(f"{_end_of_bar()}mpo: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def _end_of_bar() -> str:
+    """What ends the line of a progress bar that is still open; nothing where there is none."""
+    tqdm = sys.modules.get("tqdm")
+    return "\n" if tqdm is not None and len(tqdm.tqdm._instances) else ""
 
 
 def _is_main() -> bool:

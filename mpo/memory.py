@@ -125,11 +125,16 @@ def _unet(denoiser: dict[str, Any], places: int) -> tuple[float, float]:
     return _RESIDUAL * residual + block * attention, _KEPT_UNET * inputs + block * largest
 
 
+def latent_scale(vae: dict[str, Any]) -> int:
+    """Pixels along the side of one place of the latent."""
+    return 2 ** (len(vae.get("dim_mult") or vae.get("block_out_channels") or [0]) - 1)
+
+
 def latent_size(
     vae: dict[str, Any], denoiser: dict[str, Any], config: RunConfig
 ) -> tuple[int, int, int] | None:
     """(frames, height, width) of a sample's latent; None where neither config nor model says."""
-    scale = 2 ** (len(vae.get("dim_mult") or vae.get("block_out_channels") or [0]) - 1)
+    scale = latent_scale(vae)
     chosen, side = config.generator, denoiser.get("sample_size")
     sides = side if isinstance(side, list) else [side, side]
     height = chosen.height // scale if chosen.height else denoiser.get("sample_height") or sides[0]

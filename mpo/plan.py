@@ -8,6 +8,7 @@ import shutil
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -19,6 +20,7 @@ from mpo.memory import (
     DENOISERS,
     DTYPE_BYTES,
     activations,
+    latent_scale,
     latent_size,
     lora_targets,
     memory_lines,
@@ -28,6 +30,7 @@ from mpo.memory import (
 from mpo.store import Artifact, hub_snapshot
 
 _PIXEL = 2.0  # bytes of a PNG a pixel, for a generously detailed picture
+_CLIP_PIXEL = 0.5  # bytes of an MP4 a pixel and frame: a third of what it has before it is coded, a bound
 _ANSWER = 40  # bytes of a score table a question
 
 
@@ -37,7 +40,7 @@ class ModelSize:
 
     parameters: dict[str, int]  # by component; "." for a model without components
     adapted: int  # inputs plus outputs of the modules that get an adapter: LoRA parameters a rank
-    sample_bytes: float | None  # of one sample on disk, picture and float32 latents; None: not told
+    sample_bytes: float | None  # of one sample on disk, picture or clip and float32 latents; None: not told
     prompt_bytes: int  # of one prompt's float32 conditioning
     activations: tuple[float, float] | None = None  # numbers kept of a row, without and with checkpointing
 
@@ -198,20 +201,23 @@ def read_size(path: str, config: RunConfig) -> ModelSize | None:
         4 * c.get("max_position_embeddings", 512) * c.get("hidden_size", c.get("d_model", 0)) for c in text
     )
     denoiser = next((_config(folder / name) for name in DENOISERS if (folder / name).is_dir()), {})
-    latent = latent_size(_config(folder / "vae"), denoiser, config)
+    vae = _config(folder / "vae")
+    latent = latent_size(vae, denoiser, config)
     kept = latent and activations(denoiser, latent)
-    return ModelSize(parameters, adapted, _sample_bytes(folder, config), prompt, kept)
+    return ModelSize(parameters, adapted, latent and _sample_bytes(vae, denoiser, latent), prompt, kept)
 
 
-def _sample_bytes(folder: Path, config: RunConfig) -> float | None:
-    denoiser = next((_config(folder / name) for name in DENOISERS if (folder / name).is_dir()), {})
-    scale = 2 ** (len(_config(folder / "vae").get("block_out_channels", [0])) - 1)
-    side, channels = denoiser.get("sample_size"), denoiser.get("in_channels")
-    height, width = config.generator.height, config.generator.width
-    if not channels or not (isinstance(side, int) or (height and width)):
+def _sample_bytes(
+    vae: dict[str, Any], denoiser: dict[str, Any], latent: tuple[int, int, int]
+) -> float | None:
+    """Of a picture, or of a clip whose VAE makes one latent frame of four; None for unknown channels."""
+    channels = vae.get("z_dim") or vae.get("latent_channels") or denoiser.get("in_channels")
+    if not channels:
         return None
-    height, width = height or side * scale, width or side * scale
-    return height * width * _PIXEL + 4 * channels * (height // scale) * (width // scale)
+    frames, height, width = latent
+    pixels = height * width * latent_scale(vae) ** 2
+    media = _PIXEL * pixels if frames == 1 else _CLIP_PIXEL * pixels * (4 * (frames - 1) + 1)
+    return media + 4 * channels * frames * height * width
 
 
 def _weights_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:

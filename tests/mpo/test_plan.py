@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from mpo.artifacts import resolve
 from mpo.config import load
-from mpo.plan import count_questions, read_size, steps
+from mpo.plan import _sample_bytes, count_questions, read_size, steps
 from mpo.timing import amount
 
 
@@ -60,11 +60,22 @@ def test_pairs_from_elsewhere_are_not_counted_before_they_are_read(tiny_run, tmp
     assert amount(run, "candidates")[1] == amount(run, "scores")[1] == 1.0  # not divided by no prompts
 
 
-def test_what_is_there_already_is_said(tiny_run, tmp_path):
-    from killing import start
+def test_a_sample_on_disk_is_its_picture_or_clip_and_its_latents():
+    # FLUX: its VAE's 16 channels, not the 64 of the packed latents that the denoiser sees
+    flux = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
+    assert _sample_bytes(flux, {"in_channels": 64}, (1, 64, 64)) == 512 * 512 * 2 + 4 * 16 * 64 * 64
+    # Wan: 81 frames of 480 x 832 pixels at half a byte, 21 latent frames
+    wan = {"z_dim": 16, "dim_mult": [1, 2, 4, 4]}
+    expected = 81 * 480 * 832 / 2 + 4 * 16 * 21 * 60 * 104
+    assert _sample_bytes(wan, {"in_channels": 16}, (21, 60, 104)) == expected
+    assert _sample_bytes({}, {}, (1, 8, 8)) is None
 
+
+def test_what_is_there_already_is_said(tiny_run, tmp_path):
     config = tiny_run(tmp_path)
-    assert start(config, "--until", "generate") == 0
+    candidates = resolve(load(config)).artifacts.rounds[0].candidates  # by the name that a run gives it
+    candidates.folder.mkdir(parents=True)
+    candidates.finish({})
     generate, score, *_ = steps(resolve(load(config), now=False), None)
     assert (generate.state, score.state) == ("there", "to do")
     (score.artifact.folder).mkdir()
@@ -81,6 +92,13 @@ def test_a_plan_imports_no_torch_and_prints_what_it_needs(tiny_run, tmp_path):
     assert "free in" in done.stdout
     assert "a process to train: " in done.stdout and "activations of 4 rows" in done.stdout
     assert not (tmp_path / "store").exists()
+
+
+def test_a_refusal_is_one_line(tiny_run, tmp_path):
+    line = [sys.executable, "-m", "mpo", "plan", tiny_run(tmp_path), f"generator.path={tmp_path}/none"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.stderr == f"mpo: generator.path = {tmp_path}/none: no such file or folder\n"
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_a_model_that_is_not_downloaded_is_unknown_and_no_error(tiny_run, tmp_path):
