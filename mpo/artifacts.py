@@ -21,6 +21,7 @@ from rewards.fetch import RELEASES, fetched_folder
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
 VERSIONS = {"generate": 1, "score": 2, "pair": 1, "train": 1, "select": 1, "evaluate": 1, "report": 2}
 CONFIG = "config.yaml"
+CARD = "README.md"  # of the tuned model
 
 # Settings of training that change neither the adapter nor what it is called.
 _UNSEEN = ("save_steps", "logging_steps", "report_to")
@@ -117,8 +118,11 @@ class Run:
         for name, artifact in made.items():
             _link(self.folder / "artifacts" / name, artifact.folder, artifact.done)
         for name in ("adapter", "pipeline"):
-            _link(self.folder / name, made.result.folder / name, made.result.done)
-        for name, artifact in (("evaluation.json", made.evaluation), ("report.html", made.report)):
+            _link_inside(self.folder / name, made.result.folder / name, made.result.done)
+            if made.report.done and (self.folder / name).is_dir():
+                write_bytes(self.folder / name / CARD, (made.report.folder / CARD).read_bytes())
+        files = {"evaluation.json": made.evaluation, "report.html": made.report, "curves.csv": made.report}
+        for name, artifact in files.items():
             if artifact.done:
                 write_bytes(self.folder / name, (artifact.folder / name).read_bytes())
             else:
@@ -313,6 +317,21 @@ def _link(path: Path, target: Path, there: bool) -> None:
         temporary.symlink_to(
             os.path.relpath(target.resolve(), path.parent.resolve()), target_is_directory=True
         )
+
+
+def _link_inside(folder: Path, target: Path, there: bool) -> None:
+    """Let `folder` hold links to what `target` holds if that is `there`, with room for a file beside them."""
+    if folder.is_symlink():  # as earlier versions had it
+        folder.unlink()
+    wanted = {path.name: path for path in target.iterdir()} if there and target.is_dir() else {}
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+        if not wanted:
+            folder.rmdir()
+    for name, path in wanted.items():
+        _link(folder / name, path, True)
 
 
 def _settings(section: Any, *without: str) -> dict[str, Any]:

@@ -6,13 +6,16 @@ import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mpo import cli_control, cli_learn, cli_release, cli_rewards
 from mpo.config import STAGES, ConfigError, RunConfig, load
 from mpo.store import locked
+
+if TYPE_CHECKING:
+    from mpo.artifacts import Run
 
 FELL = 3  # exit code when evaluate.fail_on_regression is set and a dimension fell
 
@@ -105,17 +108,50 @@ def show(run: Annotated[Path, typer.Argument(help="A run's folder, or its name u
     mpo show runs/quickstart
     mpo show quickstart
     """
-    from mpo.artifacts import CONFIG, resolve
     from mpo.show import evaluation_table, stage_table, validation_table, yield_table
 
-    folder = next((place for place in (run, Path("runs") / run) if (place / CONFIG).is_file()), None)
-    if folder is None:
-        raise FileNotFoundError(f"{run}: no run there (a folder with {CONFIG}), nor under runs/")
-    found = resolve(load(folder / CONFIG), now=False)
+    found = _run_at(run)
     stage_table(found)
     yield_table(found)
     validation_table(found)
     evaluation_table(found)
+
+
+@app.command()
+def diff(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of evaluated runs, or their names under runs/.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a page with the samples side by side.")
+    ] = None,
+) -> None:
+    """Tuned models side by side, per dimension; paired by prompt where the prompts are the same.
+
+    \b
+    mpo diff quickstart b500
+    mpo diff runs/mpo runs/dpo runs/random --html runs/rules.html
+    """
+    from mpo.compare import compare_page, compare_runs
+    from mpo.show import comparison_table
+    from mpo.store import write_bytes
+
+    found = [_run_at(run) for run in runs]
+    comparison_table(compare_runs(found))
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(html, compare_page(found, " · ".join(run.config.name for run in found)).encode())
+        print(f"page: {html}")
+
+
+def _run_at(run: Path) -> Run:
+    """The run in a folder, or of that name under runs/."""
+    from mpo.artifacts import CONFIG, resolve
+
+    folder = next((place for place in (run, Path("runs") / run) if (place / CONFIG).is_file()), None)
+    if folder is None:
+        raise FileNotFoundError(f"{run}: no run there (a folder with {CONFIG}), nor under runs/")
+    return resolve(load(folder / CONFIG), now=False)
 
 
 @quickstart.command()

@@ -207,9 +207,17 @@ class EvaluateConfig:
 
 
 @dataclass
-class TrackingConfig:
-    project: str | None = None  # wandb project; None: wandb is off
+class WandbConfig:
+    project: str | None = None  # None: wandb is off
+    entity: str | None = None  # None: the account's own
     mode: str = one_of("online", "online", "offline")
+
+
+@dataclass
+class TrackingConfig:
+    """Where a run is followed; train.report_to has the Trainer's other integrations."""
+
+    wandb: WandbConfig = field(default_factory=WandbConfig)
 
 
 @dataclass

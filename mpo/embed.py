@@ -10,12 +10,13 @@ from PIL import Image
 
 PIXELS = 320  # longer side of an embedded picture; larger ones are scaled down
 CLIPS = {".mp4": "video/mp4", ".webm": "video/webm"}
+_WHOLE = CLIPS | {".svg": "image/svg+xml"}
 
 
 def data_uri(path: Path) -> str:
-    """A clip as it is, a small PNG as it is, any other picture at most PIXELS wide or high as JPEG."""
-    if path.suffix in CLIPS:
-        return _uri(CLIPS[path.suffix], path.read_bytes())
+    """A clip, a drawing or a small PNG as it is, any other picture at most PIXELS wide or high as JPEG."""
+    if path.suffix in _WHOLE:
+        return _uri(_WHOLE[path.suffix], path.read_bytes())
     with Image.open(path) as image:
         if image.format == "PNG" and max(image.size) <= PIXELS // 2:
             return _uri("image/png", path.read_bytes())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import transformers
@@ -29,9 +30,12 @@ from mpo.scores import first_candidates, paths, read_scores, write_names, write_
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
 from mpo.timing import note
 from mpo.training import select, train
-from mpo.training_arguments import check_training
+from mpo.training_arguments import check_integrations, check_training
 from mpo.yields import MARGINS, yield_report
 from rewards import load_checklist
+
+if TYPE_CHECKING:
+    from mpo.tracking import Tracker
 
 PAIRS = {"prompt_id": "int64", "winner": "int64", "loser": "int64", "gap": "double"}
 
@@ -43,6 +47,7 @@ class Session:
     run: Run
     process: PartialState
     models: Models
+    tracker: Tracker | None = None
 
     def bar(self, total: int, what: str) -> tqdm:
         """A progress bar over this process's share, shown by the main process."""
@@ -67,24 +72,40 @@ class Session:
 def run_stages(run: Run, until: str = "report") -> None:
     """Run the stages up to `until`; what is complete is skipped, what was begun goes on."""
     session = begin(run)
-    for stage, made in _order(run, until):
-        match stage:
-            case "generate":
-                candidates(session, made)
-            case "score":
-                score(session, made.scores, made.candidates)
-            case "pair":
-                pair(session, made)
-            case "train":
-                train(session, made)
-                if made.validated:
-                    validate(session, made)
-            case "evaluate":
-                evaluate(session)
-            case "report":
-                report(session)
-        if session.process.is_main_process:
-            run.publish()
+    with _tracked(session) as tracker:
+        session = replace(session, tracker=tracker)
+        for stage, made in _order(run, until):
+            _run_stage(session, stage, made)
+            if session.process.is_main_process:
+                run.publish()
+            if tracker and made in (None, run.artifacts.rounds[-1]):
+                tracker.after(stage)
+
+
+def _run_stage(session: Session, stage: str, made: Round | None) -> None:
+    match stage:
+        case "generate":
+            candidates(session, made)
+        case "score":
+            score(session, made.scores, made.candidates)
+        case "pair":
+            pair(session, made)
+        case "train":
+            train(session, made)
+            if made.validated:
+                validate(session, made)
+        case "evaluate":
+            evaluate(session)
+        case "report":
+            report(session)
+
+
+def _tracked(session: Session) -> AbstractContextManager[Tracker | None]:
+    if session.run.config.tracking.wandb.project is None or not session.process.is_main_process:
+        return nullcontext()
+    from mpo.tracking import tracking
+
+    return tracking(session.run)
 
 
 def run_shared(run: Run) -> None:
@@ -120,6 +141,7 @@ def _order(run: Run, until: str) -> Iterator[tuple[str, Round | None]]:
 
 def check(run: Run) -> None:
     """Refuse what the checklist, the objectives and training cannot be, before anything is sampled."""
+    check_integrations(run.config.train.report_to)
     reward, objectives = run.config.reward, run.config.objectives
     checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
     parts(paths(checklist), objectives.granularity, objectives.dims)
@@ -283,13 +305,16 @@ def evaluate(session: Session) -> None:
 
 
 def report(session: Session) -> None:
-    """Write the page that shows all of it."""
-    from mpo.report import render
+    """Write the page that shows all of it, the curves as a table, and the tuned model's card."""
+    from mpo.card import model_card
+    from mpo.report import curves_csv, render
 
-    made = session.run.artifacts
+    run, made = session.run, session.run.artifacts
 
     def work() -> None:
         if session.process.is_main_process:
-            write_bytes(made.report.folder / "report.html", render(session.run).encode())
+            write_bytes(made.report.folder / "curves.csv", curves_csv(made.training).encode())
+            write_bytes(made.report.folder / "README.md", model_card(run).encode())
+            write_bytes(made.report.folder / "report.html", render(run).encode())
 
     session.make(made.report, work)

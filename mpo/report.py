@@ -5,6 +5,8 @@ The page is a single file: pictures, clips, styles and scripts are embedded, not
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 from collections import Counter
@@ -93,7 +95,7 @@ def gather(run: Run) -> Report:
         name=run.config.name,
         facts=facts(run.config),
         evaluation=json.loads((made.evaluation.folder / "evaluation.json").read_text()),
-        galleries={"heldout": _heldout(run), "pairs": _pairs(made.candidates, scores, pairs)},
+        galleries={"heldout": heldout(run), "pairs": _pairs(made.candidates, scores, pairs)},
         prompts_with_pairs=len({row["prompt_id"] for row in pairs}),
         yields=json.loads((made.pairs.folder / "yield.json").read_text()),
         chosen=(run.config.objectives.granularity, run.config.pairs.margin),
@@ -121,7 +123,20 @@ def read_log(training: Artifact) -> list[dict[str, float]]:
     return [json.loads(line) for line in (training.folder / "log.jsonl").read_text().splitlines()]
 
 
-def _heldout(run: Run) -> Gallery:
+def curves_csv(training: Artifact) -> str:
+    """The Trainer's log as CSV: a row for each step, a column for everything that was logged."""
+    rows: dict[float, dict[str, float]] = {}
+    for entry in read_log(training):
+        rows.setdefault(entry["step"], {}).update(entry)
+    columns = ["step", *sorted({key for row in rows.values() for key in row} - {"step"})]
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows[step] for step in sorted(rows))
+    return text.getvalue()
+
+
+def heldout(run: Run) -> Gallery:
     """Held-out samples of both models at the same seed, where both have the judge's scores."""
     made = run.artifacts
     before = {"judge": read_scores(made.base_scores)}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from mpo.artifacts import Run
+
+if TYPE_CHECKING:
+    from mpo.compare import Comparison
 
 console = Console(soft_wrap=True)
 
@@ -108,6 +111,24 @@ def evaluation_table(run: Run) -> None:
         )
     if run.artifacts.report.done:
         console.print(f"report: {run.folder / 'report.html'}")
+
+
+def comparison_table(found: Comparison) -> None:
+    """Print runs side by side by score: the mean of each, and how far it is from the first run's."""
+    how = "paired by prompt" if found.paired else "other prompts, so not paired"
+    table = Table("score", *found.names, title=f"held-out prompts, {how}")
+    for reward, rows in found.scores.items():
+        for number, (name, cells) in enumerate(rows.items(), 1):
+            texts = [f"{cells[0].mean:.3f}"]
+            for cell in cells[1:]:
+                mark = " *" if cell.clear else ""
+                low, high = cell.ci95
+                texts.append(f"{cell.mean:.3f} ({cell.delta:+.3f}, {low:+.3f} .. {high:+.3f}){mark}")
+            table.add_row(f"{reward} {name}", *texts, end_section=number == len(rows))
+    console.print(table)
+    console.print(f"in brackets: from {found.names[0]}, with a 95 % interval; * where it does not hold zero")
+    for key, values in found.settings.items():
+        console.print(f"{key}: {' | '.join(map(str, values))}", markup=False)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

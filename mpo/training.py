@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -43,11 +42,13 @@ def train(session: Session, made: Round) -> None:
             made.seed,
             session.process.num_processes,
             use_cpu=session.process.device.type == "cpu",
-            **_tracking(config),
+            run_name=config.name,
         )
         keep = KeepWeights(set(made.validated) - {0}, partial(kept_weights, made.training))
         pairs = preference_pairs(made.candidates, made.pairs)
-        trainer = DiffusionDPOTrainer(tuning, arguments, pairs, [keep])
+        followed = session.tracker and made is session.run.artifacts.rounds[-1]
+        callbacks = [keep, *([session.tracker.callback()] if followed else [])]
+        trainer = DiffusionDPOTrainer(tuning, arguments, pairs, callbacks)
         keep.save = lambda path: trainer.save_model(path, _internal_call=True)
         begun = last_checkpoint(arguments.output_dir)
         with disk_errors(folder), told_where(*training(config)):
@@ -75,18 +76,6 @@ def _tuning(config: RunConfig, made: Round) -> Tuning:
     if start and needed and not previous:
         reference = build_generator(config.generator, denoiser_only=True).model
     return FullTuning(build_generator(settings, denoiser_only=True), reference, needed)
-
-
-def _tracking(config: RunConfig) -> dict[str, Any]:
-    """The Trainer's arguments for wandb, which is off unless a project is named."""
-    if config.tracking.project is None:
-        return {}
-    os.environ |= {
-        "WANDB_PROJECT": config.tracking.project,
-        "WANDB_MODE": config.tracking.mode,
-        "WANDB_DIR": config.run_dir,
-    }
-    return {"report_to": [*config.train.report_to, "wandb"], "run_name": config.name}
 
 
 def select(session: Session, made: Round) -> None:

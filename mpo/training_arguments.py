@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -131,3 +132,20 @@ def check_training(train: TrainConfig, cpu: bool) -> None:
         raise ValueError(
             f"train.optimizer = {train.optimizer!r}: needs a GPU, and this run is on the CPU; {instead}"
         )
+
+
+def check_integrations(names: Sequence[str]) -> None:
+    """Refuse a name in train.report_to that transformers does not have, or whose package is not installed."""
+    from transformers.integrations.integration_utils import (
+        INTEGRATION_TO_CALLBACK,
+        get_available_reporting_integrations,
+    )
+
+    known = sorted(set(INTEGRATION_TO_CALLBACK) - {"wandb"})
+    for name in names:
+        if name == "wandb":
+            raise ValueError("train.report_to = wandb: set tracking.wandb.project instead")
+        if name not in known:
+            raise ValueError(f"train.report_to = {name}: must be among {', '.join(known)}")
+        if name not in get_available_reporting_integrations():
+            raise ValueError(f"train.report_to = {name}: it is not installed; pip install {name}")

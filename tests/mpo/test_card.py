@@ -1,0 +1,58 @@
+"""The tuned model's card and the curves as a table, from a made-up run."""
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+import yaml
+from test_report import fake_run
+
+from mpo.card import model_card
+from mpo.config import ObjectiveConfig, load
+from mpo.report import curves_csv, read_log
+from mpo.store import write_json
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    run = fake_run(tmp_path_factory.mktemp("run"))
+    write_json(run.artifacts.pairs.folder / "done.json", {"pairs": 9, "prompts": 4})
+    config = run.config
+    config.generator.path, config.prompts.train = "maker/model", "foxes.txt"
+    config.objectives.dims = {"quality": ObjectiveConfig(role="hold")}
+    return replace(run, config=config)
+
+
+def test_the_card_says_what_was_made_of_what_and_what_changed(run, tmp_path):
+    card = model_card(run)
+    _, head, body = card.split("---\n", 2)
+    metadata = yaml.safe_load(head)
+    assert metadata["base_model"] == "maker/model" and metadata["library_name"] == "diffusers"
+    assert metadata["pipeline_tag"] == "text-to-image" and "lora" in metadata["tags"]
+    assert f'pipe.load_lora_weights("{run.folder / "adapter"}")' in body
+    assert "5 from `foxes.txt`" in body and "9 preference pairs from 4 of the prompts" in body
+    assert "`quality`: role hold" in body
+    rows = [line.split("|")[1:3] for line in body.splitlines() if line.startswith("| ")]
+    assert [name.strip() for name, _ in rows[:5]] == ["judge", "total", "alignment", "composition", "quality"]
+    settings = tmp_path / "config.yaml"
+    settings.write_text(body.split("```yaml\n")[1].split("```")[0])
+    assert (
+        load(settings, ["reward.judge=j", "reward.checklist=c", "prompts.heldout=h"]).objectives
+        == run.config.objectives
+    )
+
+
+def test_a_base_model_in_a_folder_has_no_name_on_the_hub(run, tmp_path):
+    run.config.generator.path = str(tmp_path)
+    try:
+        assert "base_model" not in yaml.safe_load(model_card(run).split("---\n")[1])
+    finally:
+        run.config.generator.path = "maker/model"
+
+
+def test_the_curves_as_csv_are_those_that_were_logged(run):
+    rows = list(csv.DictReader(io.StringIO(curves_csv(run.artifacts.training))))
+    log = read_log(run.artifacts.training)
+    assert [int(row["step"]) for row in rows] == list(range(10, 160, 10))
+    assert [float(row["loss"]) for row in rows] == [entry["loss"] for entry in log if "loss" in entry]
