@@ -8,6 +8,7 @@ run and logs what is not there yet.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -100,8 +101,9 @@ class Tracker:
     def _training(self) -> None:
         training = self.run.artifacts.training
         kind = "adapter" if self.run.config.train.mode == "lora" else "pipeline"
-        artifact = wandb.Artifact(f"{self.run.config.name}-{kind}", type="model", metadata=training.facts())
-        artifact.add_dir(str(self.run.artifacts.result.folder / kind), policy="immutable")
+        name = re.sub(r"[^a-zA-Z0-9_.-]+", "-", f"{self.run.config.name}-{kind}")  # all that wandb allows
+        artifact = wandb.Artifact(name[:128], type="model", metadata=training.facts())
+        artifact.add_dir(str(training.folder / kind), policy="immutable")
         self.logged.log_artifact(artifact)
 
     def _evaluation(self) -> None:
