@@ -307,13 +307,14 @@ def evaluate(session: Session) -> None:
 def report(session: Session) -> None:
     """Write the page that shows all of it, the curves as a table, and the tuned model's card."""
     from mpo.card import model_card
+    from mpo.progress import validated
     from mpo.report import curves_csv, render
 
     run, made = session.run, session.run.artifacts
 
     def work() -> None:
         if session.process.is_main_process:
-            write_bytes(made.report.folder / "curves.csv", curves_csv(made.training).encode())
+            write_bytes(made.report.folder / "curves.csv", curves_csv(made.training, validated(run)).encode())
             write_bytes(made.report.folder / "README.md", model_card(run).encode())
             write_bytes(made.report.folder / "report.html", render(run).encode())
 

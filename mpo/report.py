@@ -22,6 +22,7 @@ from mpo import charts
 from mpo.artifacts import Run
 from mpo.config import RunConfig, to_yaml
 from mpo.gallery import Card, Gallery, Samples, asked, pack, spread_cards, total
+from mpo.progress import Validated, step_gallery, step_means, validated
 from mpo.scores import ScoreTable, read_scores
 from mpo.store import Artifact, read_table
 
@@ -50,6 +51,7 @@ class Report:
     chosen: tuple[str, float]  # the run's granularity and margin, to mark in the yield
     missing: dict[str, int]  # reason -> candidates without a score
     log: list[dict[str, float]]  # the Trainer's log_history
+    validation: dict[str, dict[str, list[tuple[float, float]]]]  # title -> curves on the validation prompts
     settings: str  # resolved config as YAML
 
 
@@ -63,7 +65,7 @@ def page(report: Report) -> str:
     return template("report.html.jinja").render(
         report=report,
         charts=charts,
-        curves=curves(report.log),
+        curves=curves(report.log) | report.validation,
         data=pack(report.galleries),
         **assets("page.css", "gallery.css", "dom.js", "card.js", "gallery.js"),
     )
@@ -91,16 +93,22 @@ def gather(run: Run) -> Report:
     made = run.artifacts
     pairs = read_table(made.pairs.folder / "pairs.parquet")
     scores = read_scores(made.scores)
+    steps = validated(run)
+    galleries = {"heldout": heldout(run), "pairs": _pairs(made.candidates, scores, pairs)}
+    if steps:
+        galleries["validation"] = step_gallery(steps)
+    means = step_means(steps)
     return Report(
         name=run.config.name,
         facts=facts(run.config),
         evaluation=json.loads((made.evaluation.folder / "evaluation.json").read_text()),
-        galleries={"heldout": heldout(run), "pairs": _pairs(made.candidates, scores, pairs)},
+        galleries=galleries,
         prompts_with_pairs=len({row["prompt_id"] for row in pairs}),
         yields=json.loads((made.pairs.folder / "yield.json").read_text()),
         chosen=(run.config.objectives.granularity, run.config.pairs.margin),
         missing=dict(Counter(reason for _, _, reason in scores.missing).most_common()),
         log=read_log(made.training),
+        validation={f"Validation: {name}": {name: points} for name, points in means.items()},
         settings=to_yaml(run.config),
     )
 
@@ -123,11 +131,14 @@ def read_log(training: Artifact) -> list[dict[str, float]]:
     return [json.loads(line) for line in (training.folder / "log.jsonl").read_text().splitlines()]
 
 
-def curves_csv(training: Artifact) -> str:
-    """The Trainer's log as CSV: a row for each step, a column for everything that was logged."""
+def curves_csv(training: Artifact, steps: Validated) -> str:
+    """The Trainer's log and the validation as CSV: a row for each step, a column for everything there is."""
     rows: dict[float, dict[str, float]] = {}
     for entry in read_log(training):
         rows.setdefault(entry["step"], {}).update(entry)
+    for name, points in step_means(steps).items():
+        for step, mean in points:
+            rows.setdefault(step, {"step": step})[f"validation/{name}"] = mean
     columns = ["step", *sorted({key for row in rows.values() for key in row} - {"step"})]
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")

@@ -22,6 +22,7 @@ from transformers.integrations.integration_utils import rewrite_logs
 from mpo.artifacts import Run
 from mpo.embed import CLIPS
 from mpo.gallery import Sample, spread
+from mpo.progress import step_means, validated
 from mpo.report import heldout, read_log
 from mpo.store import write_json
 
@@ -101,6 +102,9 @@ class Tracker:
     def _training(self) -> None:
         training = self.run.artifacts.training
         kind = "adapter" if self.run.config.train.mode == "lora" else "pipeline"
+        for name, points in step_means(validated(self.run)).items():
+            for step, mean in points:
+                self.logged.log({f"validation/{name}": mean, STEP: step})
         name = re.sub(r"[^a-zA-Z0-9_.-]+", "-", f"{self.run.config.name}-{kind}")  # all that wandb allows
         artifact = wandb.Artifact(name[:128], type="model", metadata=training.facts())
         artifact.add_dir(str(training.folder / kind), policy="immutable")

@@ -52,7 +52,7 @@ def test_a_base_model_in_a_folder_has_no_name_on_the_hub(run, tmp_path):
 
 
 def test_the_curves_as_csv_are_those_that_were_logged(run):
-    rows = list(csv.DictReader(io.StringIO(curves_csv(run.artifacts.training))))
+    rows = list(csv.DictReader(io.StringIO(curves_csv(run.artifacts.training, {}))))
     log = read_log(run.artifacts.training)
     assert [int(row["step"]) for row in rows] == list(range(10, 160, 10))
     assert [float(row["loss"]) for row in rows] == [entry["loss"] for entry in log if "loss" in entry]

@@ -19,6 +19,7 @@ from mpo.evaluate import evaluation
 from mpo.gallery import CARDS, coarse_to_fine, pack, spread
 from mpo.objectives import at_granularity
 from mpo.pairs import choose_pairs
+from mpo.progress import step_gallery, step_means
 from mpo.report import gather, page, render
 from mpo.scores import read_scores, write_names, write_scores
 from mpo.store import Artifact, write_json, write_table
@@ -274,3 +275,22 @@ def test_a_clip_is_embedded_as_it_is():
     clip = Path(__file__).parents[1] / "golden" / "media" / "rotated.mp4"
     kind, content = data_uri(clip).split(";base64,")
     assert kind == "data:video/mp4" and b64decode(content) == clip.read_bytes()
+
+
+def test_steps_that_were_validated_are_a_gallery_with_a_slider_and_curves(tmp_path):
+    rng = np.random.default_rng(1)
+    steps = {
+        step: write_samples(tmp_path / str(step), ["a fox", "a hen", "a hat"], 1, right, rng, missing=missing)
+        for step, right, missing in ((0, 0.2, ()), (50, 0.5, {(1, 0)}), (100, 0.9, ()))
+    }
+    gallery = step_gallery(steps)
+    assert gallery.steps == ("step 0", "step 50", "step 100") and gallery.slider
+    assert {card.prompt for card in gallery.cards} == {"a fox", "a hat"}  # the hen has no score at step 50
+    for card in gallery.cards:
+        assert [sample.media.parts[-4] for sample in card.samples] == ["0", "50", "100"]
+        first, _, last = (sample.totals["judge"] for sample in card.samples)
+        assert card.change == pytest.approx(last - first)
+    means = step_means(steps)
+    assert list(means) == ["total", "alignment", "composition", "quality"]
+    table = read_scores(steps[50][1]).levels["dimension"][1]
+    assert means["quality"][1] == (50, pytest.approx(table[[0, 2], 0, 2].mean().item()))
