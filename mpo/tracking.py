@@ -107,7 +107,7 @@ class Tracker:
                 self.logged.log({f"validation/{name}": mean, STEP: step})
         name = re.sub(r"[^a-zA-Z0-9_.-]+", "-", f"{self.run.config.name}-{kind}")  # all that wandb allows
         artifact = wandb.Artifact(name[:128], type="model", metadata=training.facts())
-        artifact.add_dir(str(training.folder / kind), policy="immutable")
+        artifact.add_dir(str(self.run.artifacts.result.folder / kind), policy="immutable")
         self.logged.log_artifact(artifact)
 
     def _evaluation(self) -> None:

@@ -86,5 +86,5 @@ def test_the_page_has_the_same_prompts_by_every_run(runs):
     html = compare_page(runs, "one <and> two")
     content = embedded(html)["galleries"]["samples"]
     assert content["steps"] == ["base", "one", "two"] and "<and>" not in html
-    assert len(content["cards"]) == 5 and all(len(card["samples"]) == 3 for card in content["cards"])
+    assert len(content["cards"]) == 6 and all(len(card["samples"]) == 3 for card in content["cards"])
     assert not Tags(html).all("link") and "train.beta" in html

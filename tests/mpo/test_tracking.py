@@ -5,6 +5,7 @@ import struct
 from dataclasses import replace
 
 import pytest
+import wandb
 from killing import complaint, start
 from test_report import fake_run
 from wandb.proto.wandb_internal_pb2 import Record
@@ -35,6 +36,7 @@ def records(path):
 
 def logged(folder):
     """All records of a run's folder, over its starts in order, and the id of each start."""
+    wandb.teardown()  # only then is everything in the files
     files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     parts = [records(path) for path in files]
     ids = [record.run.run_id for part in parts for record in part if record.HasField("run")]
