@@ -12,6 +12,7 @@ from mpo.ablate import Job
 from mpo.ablation import Ablation
 from mpo.ablation_results import Results, results, write_results
 from mpo.ablation_tables import latex, markdown
+from mpo.compare import compare_page
 from mpo.plots import axis_figure, pareto_figure, save_figure
 from mpo.store import write_bytes
 
@@ -38,7 +39,26 @@ def show_results(ablation: Ablation, jobs: Sequence[Job], pareto: Sequence[tuple
         written.append(folder / f"pareto-{'-'.join(score for _, score in axes)}.svg")
         save_figure(pareto_figure(found, *axes), written[-1])
     console.print(Markdown(markdown(found)))
+    try:
+        written.append(_page(ablation, jobs, [path for path in written if path.suffix == ".svg"]))
+    except ValueError as error:  # a single arm, or arms whose checklists have no dimension in common
+        console.print(f"no ablation.html: {error}", markup=False)
     print("written: " + ", ".join(map(str, written)))
+
+
+def _page(ablation: Ablation, jobs: Sequence[Job], figures: Sequence[Path]) -> Path:
+    """Write ablation.html: all arms that are complete at the first seed at which the base arm is.
+
+    Raises ValueError for runs that cannot be compared.
+    """
+    done = [job for job in jobs if job.run.artifacts.evaluation.done]
+    base = ablation.arms()[0]
+    seed = next(job.member.seed for job in done if job.member.arm == base)
+    runs = {job.member.arm.name: job.run for job in done if job.member.seed == seed}
+    ordered = [runs[arm.name] for arm in ablation.arms() if arm.name in runs]
+    path = Path(ablation.folder) / "ablation.html"
+    write_bytes(path, compare_page(ordered, f"{ablation.name}: the arms at seed {seed}", figures).encode())
+    return path
 
 
 def _pareto_scores(found: Results, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

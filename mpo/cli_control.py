@@ -73,8 +73,8 @@ def ablate(
     mpo ablate configs/ablations/paper_cogvideox.yaml --shard 1/4 --parallel 8
 
     Arms share what they have in common, and what is there is not made again: start it again after it was
-    killed, or to write the tables anew. Writes ablation.parquet, ablation.json, table.md, table.tex and plots
-    into runs/NAME. Exit code 2 if a run failed; the others still run.
+    killed, or to write the tables anew. Writes ablation.parquet, ablation.json, table.md, table.tex, plots
+    and ablation.html into runs/NAME. Exit code 2 if a run failed; the others still run.
     """
     if parallel < 1:
         raise ConfigError(f"--parallel {parallel}: must be at least 1")

@@ -96,7 +96,7 @@ def test_killed_and_started_again_it_makes_what_is_missing_once_and_compares(abl
     assert total["0.1"]["against"] is None
     assert total["0.2"]["change"]["mean"] == pytest.approx(change["0.2"])
     assert total["0.2"]["against"]["mean"] == pytest.approx(change["0.2"] - change["0.1"])
-    for name in ("table.md", "table.tex", "axis-margin.svg", "pareto-d0-d1.svg"):
+    for name in ("table.md", "table.tex", "axis-margin.svg", "pareto-d0-d1.svg", "ablation.html"):
         assert (folder / name).stat().st_size > 0
     code, out = mpo(path, "--plan")
     assert code == 0 and "3 runs of 3 arms, 2 complete; base arm: 0.1" in out

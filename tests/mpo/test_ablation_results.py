@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
+from test_report import SAMPLES, embedded
 
 from mpo.ablate import Job
 from mpo.ablation import Ablation, Member
@@ -15,7 +17,7 @@ from mpo.artifacts import Artifacts, Run
 from mpo.config import RunConfig
 from mpo.evaluate import evaluation
 from mpo.scores import read_scores, write_names, write_scores
-from mpo.store import Artifact, read_table, write_json
+from mpo.store import Artifact, read_table, write_json, write_table
 from rewards.checklist import Checklist, Question
 from rewards.scorecard import scorecard
 
@@ -38,6 +40,18 @@ def scored(artifact, chances, draw):
     return artifact
 
 
+def drawn(artifact, colour):
+    """The artifact with a picture of one colour for each prompt."""
+    (artifact.folder / "media").mkdir(parents=True)
+    rows = []
+    for number in range(P):
+        row = {"prompt_id": number, "prompt": f"prompt {number}", "candidate": 0, "seed": number}
+        rows.append(row | {"media": f"media/{number}.png"})
+        Image.new("RGB", (2, 2), (colour, 0, number)).save(artifact.folder / rows[-1]["media"])
+    write_table(artifact.shard("candidates", 0), rows, SAMPLES)
+    return artifact
+
+
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory):
     """A job for each arm and seed; the last arm has run for none of them."""
@@ -45,6 +59,7 @@ def jobs(tmp_path_factory):
     found = []
     for seed in ABLATION.seeds:
         base = scored(Artifact(folder / f"base-{seed}", {}), (0.5, 0.6), torch.Generator().manual_seed(seed))
+        pictures = drawn(Artifact(folder / f"pictures-{seed}", {}), 255)
         for number, arm in enumerate(ABLATION.arms()):
             place = folder / f"{number}-{seed}"
             parts = {
@@ -52,10 +67,13 @@ def jobs(tmp_path_factory):
                 for name in Artifacts.__dataclass_fields__
                 if name != "rounds"
             }
-            made = replace(Artifacts(**parts), base_scores=base, base_facts=None, tuned_facts=None)
+            made = replace(
+                Artifacts(**parts), base=pictures, base_scores=base, base_facts=None, tuned_facts=None
+            )
             config = RunConfig(name=f"{arm.name}-seed{seed}", run_dir=str(place), seed=seed)
             run = Run(config, [], [f"prompt {n}" for n in range(P)], made)
             if chances := YES.get(arm.labels["rule"]):
+                drawn(made.tuned, number)
                 scored(made.tuned_scores, chances, torch.Generator().manual_seed(10 * number + seed + 100))
                 for artifact, facts in ((made.pairs, {"pairs": 40 + seed}), (made.evaluation, {})):
                     artifact.folder.mkdir()
@@ -110,6 +128,11 @@ def test_tables_and_plots_are_written_whole(jobs, tmp_path, capsys):
     for name in ("axis-rule.svg", "pareto-sharp-total.svg"):
         assert (tmp_path / name).read_text().rstrip().endswith("</svg>")
     assert "ablation.parquet" in capsys.readouterr().out
+    html = (tmp_path / "ablation.html").read_text()
+    gallery = embedded(html)["galleries"]["samples"]
+    assert gallery["steps"] == ["base", "dpo-seed0", "better___so-seed0", "same-seed0"]
+    assert gallery["of"] == P and "axis rule" in html and "pareto sharp total" in html
+    assert {len(card["samples"]) for card in gallery["cards"]} == {4}
 
 
 def test_what_cannot_be_compared_says_so(jobs):
