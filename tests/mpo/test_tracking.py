@@ -52,6 +52,13 @@ def history(found):
     return [{name_of(item): json.loads(item.value_json) for item in row} for row in rows]
 
 
+def artifacts_of(found):
+    asked = [record.request for record in found if record.request.HasField("log_artifact")]
+    return [request.log_artifact.artifact for request in asked] + [
+        record.artifact for record in found if record.HasField("artifact")
+    ]
+
+
 @pytest.fixture
 def run(tmp_path):
     run = fake_run(tmp_path)
@@ -80,14 +87,20 @@ def test_a_run_that_starts_again_goes_on_in_the_same_wandb_run(run):
     rows = history(found)
     curve = [(row["train/global_step"], row["train/loss"]) for row in rows if "train/loss" in row]
     assert curve == list(losses.items())  # each once, in order
-    assert all("train/rewards/margins" in row for row in rows if row.get("train/global_step", 0) > 20)
-    assert sum("yield" in row for row in rows) == 1
-    (samples,) = (row["samples"] for row in rows if "samples" in row)
-    assert (samples["_type"], samples["nrows"], samples["ncols"]) == ("table-file", 5, 10)
-    (folder,) = run.folder.glob(f"wandb/*/files/{samples['path']}")
-    table = json.loads(folder.read_text())
-    assert table["columns"][:4] == ["prompt", "base", "tuned", "change"]
-    assert [cell["_type"] for cell in table["data"][0][1:3]] == ["image-file", "image-file"]
+    later = [row for row in rows if "train/loss" in row and row["train/global_step"] > 20]
+    assert later and all("train/rewards/margins" in row for row in later)
+    assert sum("yield/_type" in row for row in rows) == 1
+    (samples,) = (row for row in rows if "samples/_type" in row)
+    assert [samples[f"samples/{name}"] for name in ("_type", "nrows", "ncols")] == ["table-file", 5, 10]
+    (path,) = run.folder.glob(f"wandb/offline-run-*/files/{samples['samples/path']}")
+    assert json.loads(path.read_text())["columns"][:4] == ["prompt", "base", "tuned", "change"]
+    paths = [
+        entry.path
+        for artifact in artifacts_of(found)
+        if artifact.type == "run_table"
+        for entry in artifact.manifest.contents
+    ]
+    assert sum(path.endswith(".png") for path in paths) == 2 * samples["samples/nrows"]
 
 
 def test_the_config_the_summary_and_the_adapter_are_there(run):
@@ -107,11 +120,7 @@ def test_the_config_the_summary_and_the_adapter_are_there(run):
     quality = evaluation["judge"]["dimensions"]["quality"]
     assert summary["evaluation/judge/quality/delta"] == quality["delta"]
     assert summary["evaluation/judge/quality/low"] == quality["ci95"][0] and summary["pairs/pairs"] == 9
-    artifacts = [
-        record.request.log_artifact.artifact for record in found if record.request.HasField("log_artifact")
-    ]
-    artifacts += [record.artifact for record in found if record.HasField("artifact")]
-    (model,) = (artifact for artifact in artifacts if artifact.type == "model")
+    (model,) = (artifact for artifact in artifacts_of(found) if artifact.type == "model")
     assert [entry.path for entry in model.manifest.contents] == ["pytorch_lora_weights.safetensors"]
 
 
