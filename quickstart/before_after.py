@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 from PIL import Image
 
-from quickstart.train_generator import montage
+from quickstart.recipe import montage
 
 
 def pictures(samples: Path, count: int) -> np.ndarray:

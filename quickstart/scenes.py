@@ -3,7 +3,8 @@
 A batch of scenes is an int64 array [B, A]: a column for each attribute, an index into its values.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -29,8 +30,18 @@ def corrupted(
     return scenes
 
 
-def find_scenes(prompts: Sequence[str], known: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the scenes [B, A] that prompts name; ValueError for a prompt that names none of `known`."""
+@cache
+def _by_prompt(
+    all_scenes: Callable[[], np.ndarray], prompt_of: Callable[[np.ndarray], str]
+) -> dict[str, np.ndarray]:
+    return {prompt_of(scene): scene for scene in all_scenes()}
+
+
+def find_scenes(
+    prompts: Sequence[str], all_scenes: Callable[[], np.ndarray], prompt_of: Callable[[np.ndarray], str]
+) -> np.ndarray:
+    """Return those of a world's scenes [B, A] that prompts name; ValueError for a prompt that names none."""
+    known = _by_prompt(all_scenes, prompt_of)
     for prompt in prompts:
         if prompt not in known:
             example = next(iter(known))

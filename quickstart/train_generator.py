@@ -6,20 +6,15 @@ the base model is imperfect in every dimension, as models trained on the web are
 
 import argparse
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.training_utils import EMAModel
-from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from quickstart.recipe import encode, save, stopwatch, train_autoencoder, train_denoiser
 from quickstart.world import NAMES, all_scenes, corrupt, prompt_of, render
 
 WRONG = {  # share of the captioned renders in which the caption is wrong, or the picture defective
@@ -32,7 +27,6 @@ WRONG = {  # share of the captioned renders in which the caption is wrong, or th
     "specks": 0.25,
     "present": 0.02,
 }
-UNCAPTIONED = 0.1  # share of captions left out, for classifier-free guidance
 LATENT_CHANNELS = 8
 PROMPT_TOKENS = 16  # the longest prompt of this world has 13 with its start and end
 
@@ -82,6 +76,8 @@ def new_pipeline() -> StableDiffusionPipeline:
         sample_size=64,
         mid_block_add_attention=False,
     )
+    with torch.no_grad():  # a narrow posterior: the noise of a wide one hides what is to be learned
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
     unet = UNet2DConditionModel(
         sample_size=8,
         in_channels=LATENT_CHANNELS,
@@ -118,104 +114,6 @@ def new_pipeline() -> StableDiffusionPipeline:
     )
 
 
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """Return pixels [B, 3, 64, 64] in [-1, 1] of uint8 pictures [B, 64, 64, 3]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def reconstruction_loss(decoded: Tensor, pixels: Tensor) -> Tensor:
-    """Return the mean error of decoded pixels [B, 3, H, W].
-
-    Squares teach colours early and magnitudes fine differences late; what differs from the picture's median
-    colour, the object and the specks, counts more; errors between neighbours keep edges sharp.
-    """
-    median = pixels.flatten(2).median(dim=2).values[..., None, None]
-    weight = 1 + 3 * ((pixels - median).abs().amax(dim=1, keepdim=True) > 0.15)
-    error = decoded - pixels
-    edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    return (weight * (4 * error**2 + error.abs())).mean() + 0.5 * edges
-
-
-def train_autoencoder(
-    vae: AutoencoderKL, pictures: np.ndarray, steps: int, log: Callable[[str], None], batch: int = 16
-) -> None:
-    """Train in place on uint8 pictures [B, 64, 64, 3]; sets the scaling factor to unit variance."""
-    with (
-        torch.no_grad()
-    ):  # a posterior narrow from the start: the noise of a wide one hides what is to be learned
-        vae.quant_conv.bias[LATENT_CHANNELS:] = -6.0
-    vae.to(memory_format=torch.channels_last)  # faster on CPU
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-4)
-    schedule = OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.08, final_div_factor=20)
-    for step in range(steps):
-        pixels = to_pixels(pictures[torch.randint(len(pictures), (batch,)).numpy()])
-        posterior = vae.encode(pixels).latent_dist
-        decoded = vae.decode(posterior.sample()).sample
-        divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = reconstruction_loss(decoded, pixels) + 1e-5 * divergence
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 200 == 0 or step == steps - 1:
-            log(f"autoencoder step {step} loss {loss.item():.4f}")
-    mean, std = encode(vae, pictures[:2048])
-    vae.register_to_config(scaling_factor=float(1 / (mean.var() + (std**2).mean()).sqrt()))
-
-
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Return the posterior's mean and standard deviation [B, C, 8, 8], unscaled, of uint8 pictures."""
-    posteriors = [
-        vae.encode(to_pixels(part)).latent_dist for part in np.array_split(pictures, len(pictures) // 64)
-    ]
-    return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
-
-
-def train_denoiser(
-    pipe: StableDiffusionPipeline,
-    latents: tuple[Tensor, Tensor],
-    captions: list[str],
-    steps: int,
-    log: Callable[[str], None],
-    batch: int = 32,
-) -> None:
-    """Train text encoder and UNet in place on the velocity (Salimans & Ho 2022, appendix D); leaves their
-    moving average.
-
-    It is in the noisiest steps that a sample's place and shape are decided; an error in the noise, predicted
-    instead, would hardly tell there. Training starts with those steps alone, where nothing but the prompt
-    says what to draw, and takes in the others over its first quarter: so prompts are learned much sooner.
-    """
-    unet, text_encoder, scheduler = pipe.unet, pipe.text_encoder, pipe.scheduler
-    unet.to(memory_format=torch.channels_last)
-    mean, std = (part * pipe.vae.config.scaling_factor for part in latents)
-    tokens = pipe.tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
-    weights = [*unet.parameters(), *text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=1.5e-3, betas=(0.9, 0.99), weight_decay=1e-3)
-    schedule = OneCycleLR(optimizer, 1.5e-3, total_steps=steps, pct_start=0.06, final_div_factor=50)
-    average = EMAModel(weights, decay=0.998)
-    for step in range(steps):
-        rows = torch.randint(len(captions), (batch,))
-        x0 = mean[rows] + std[rows] * torch.randn_like(mean[rows])
-        noise, count = torch.randn_like(x0), scheduler.config.num_train_timesteps
-        timesteps = torch.randint(int(count * 0.9 * max(0.0, 1 - step / (steps / 4))), count, (batch,))
-        rows[torch.rand(batch) < UNCAPTIONED] = len(captions)
-        embeds = text_encoder(tokens[rows]).last_hidden_state
-        predicted = unet(scheduler.add_noise(x0, noise, timesteps), timesteps, embeds).sample
-        loss = (predicted - scheduler.get_velocity(x0, noise, timesteps)).square().mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        average.step(weights)
-        if step % 200 == 0 or step == steps - 1:
-            log(f"denoiser step {step} loss {loss.item():.4f}")
-    average.copy_to(weights)
-
-
 def sample(
     pipe: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = 12, guidance_scale: float = 1.0
 ) -> np.ndarray:
@@ -229,35 +127,28 @@ def sample(
     return (np.concatenate(parts) * 255).round().astype(np.uint8)
 
 
-def montage(pictures: np.ndarray, columns: int, scale: int = 2) -> Image.Image:
-    """Return pictures [B, H, W, 3] in rows of `columns`, enlarged; B is a multiple of `columns`."""
-    count, height, width, _ = pictures.shape
-    rows = pictures.reshape(count // columns, columns, height, width, 3).swapaxes(1, 2)
-    sheet = Image.fromarray(rows.reshape(count // columns * height, columns * width, 3))
-    return sheet.resize((sheet.width * scale, sheet.height * scale), Image.Resampling.NEAREST)
-
-
 def build(folder: Path, seed: int = 0, autoencoder_steps: int = 2200, denoiser_steps: int = 7200) -> None:
     """Train the generator and save it to `folder` in half precision, renamed when complete."""
-    started = time.monotonic()
-
-    def log(line: str) -> None:
-        print(f"[{time.monotonic() - started:6.0f} s] {line}", flush=True)
-
+    log = stopwatch()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     asked = np.concatenate([all_scenes()] * 20)
     pictures = render(corrupt(asked, rng, WRONG), rng)
     log(f"rendered {len(pictures)} pictures of {len(NAMES)} attributes")
     pipe = new_pipeline()
-    train_autoencoder(pipe.vae, pictures, autoencoder_steps, log)
-    captions = [prompt_of(scene) for scene in asked]
-    train_denoiser(pipe, encode(pipe.vae, pictures), captions, denoiser_steps, log)
-    partial = folder.with_name(folder.name + ".partial")
-    for model in (pipe.vae, pipe.unet):
-        model.to(memory_format=torch.contiguous_format)
-    pipe.to(torch.float16).save_pretrained(partial)
-    partial.rename(folder)
+    pipe.vae.to(memory_format=torch.channels_last)  # faster on CPU
+    train_autoencoder(pipe.vae, pictures, autoencoder_steps, log, batch=16, peak=2e-3)
+    pipe.unet.to(memory_format=torch.channels_last)
+    train_denoiser(
+        pipe,
+        pipe.unet,
+        lambda noisy, timesteps, embeds: pipe.unet(noisy, timesteps, embeds).sample,
+        encode(pipe.vae, pictures),
+        [prompt_of(scene) for scene in asked],
+        denoiser_steps,
+        log,
+    )
+    save(pipe, folder)
     log(f"saved {folder}")
 
 

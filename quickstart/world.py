@@ -107,17 +107,12 @@ def prompt_of(scene: np.ndarray) -> str:
     return f"a {size} {colour} {shape} {where} of a {background} background"
 
 
-@cache
-def _scene_by_prompt() -> dict[str, np.ndarray]:
-    return {prompt_of(scene): scene for scene in all_scenes()}
-
-
 def scenes_of(prompts: list[str]) -> np.ndarray:
     """Return the scenes [B, 8] that prompts of this world name, without defects.
 
     Raises ValueError for a prompt that names no scene of this world.
     """
-    return find_scenes(prompts, _scene_by_prompt())
+    return find_scenes(prompts, all_scenes, prompt_of)
 
 
 def right(scenes: np.ndarray, asked: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from quickstart import oracle, train_generator, world
+from quickstart import oracle, recipe, train_generator, world
 
 WEIGHTS = Path(train_generator.__file__).parent / "weights" / "generator"
 
@@ -27,14 +27,14 @@ def test_reconstruction_loss_counts_the_object_four_times():
     thing[..., 2, 2] += 0.1  # ... and on it
     edges = 0.5 * (4 * 0.1) / (7 * 8)  # 2 of 56 neighbours along each axis differ by 0.1
     pixel = (4 * 0.1**2 + 0.1) / 64
-    loss = train_generator.reconstruction_loss
+    loss = recipe.reconstruction_loss
     assert loss(ground, pixels).item() == pytest.approx(pixel + edges, rel=1e-4)
     assert loss(thing, pixels).item() == pytest.approx(4 * pixel + edges, rel=1e-4)
 
 
 def test_montage_keeps_reading_order():
     pictures = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1).repeat(3, axis=3)
-    sheet = np.asarray(train_generator.montage(pictures, columns=3, scale=1))
+    sheet = np.asarray(recipe.montage(pictures, columns=3, scale=1))
     assert sheet[..., 0].tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -48,7 +48,7 @@ def test_autoencoder_keeps_every_attribute(shipped):
     scenes = world.corrupt(world.all_scenes()[::2], rng, {"blur": 0.4, "specks": 0.4})
     pictures = world.render(scenes, rng)
     with torch.no_grad():
-        decoded = shipped.vae(train_generator.to_pixels(pictures)).sample
+        decoded = shipped.vae(recipe.to_pixels(pictures)).sample
     decoded = shipped.image_processor.postprocess(decoded, output_type="np")
     kept = oracle.read((decoded * 255).round().astype(np.uint8)) == oracle.read(pictures)
     assert (kept.mean(axis=0) >= 0.95).all(), dict(zip(world.NAMES, kept.mean(axis=0), strict=True))

@@ -45,7 +45,7 @@ def test_tokenizer_makes_a_token_of_each_word_and_takes_any_text():
     tokenizer = train_generator.new_tokenizer()
     for prompt in map(world.prompt_of, world.all_scenes()):
         assert tokenizer.tokenize(prompt) == [f"\u2581{word}" for word in prompt.split()]
-    odd = tokenizer('"quotes"\n\U0001f408 ' * 200, max_length=12, truncation=True).input_ids
+    odd = tokenizer('"quotes"\n\U0001f408 ' * 200, padding="max_length", truncation=True).input_ids
     assert len(odd) == train_generator.PROMPT_TOKENS
 
 
