@@ -1,11 +1,11 @@
 """All questions about a picture in one pass, against one question after another.
 
 The plain loop does for every question what public releases do: prepare the pixels, encode them, run the
-whole prompt, read the first token. Ours encodes once, runs the prefix once, and packs the questions over its
-cache. Same random weights, same process, one thread. Seconds are those of the processor, so that other
-programs count little, and the two ways take turns. The difference is that of all logits at the first answer
-position (of yes and no for models of transformers). For CogVLM2 also the other way over a cached prefix: a
-row a question, which needs a copy of the cache for each.
+whole prompt, read the first token. Ours encodes once, runs the prefix once, and all questions over its cache.
+Same random weights, same process, one thread. Seconds are those of the processor, so that other programs
+count little, and the two ways take turns. The difference is that of all logits at the first answer position
+(of yes and no for models of transformers). Where it counts, also both layouts of the questions, packed in one
+sequence and a row a question.
 
     PYTHONPATH=. python benchmarks/one_pass_scoring.py
     PYTHONPATH=. python benchmarks/one_pass_scoring.py cogvlm2-video --questions 29
@@ -27,14 +27,14 @@ from PIL import Image
 from random_vlms import llava, qwen2_vl
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from rewards.cogvlm2.configuration import CogVLM2Config, CogVLM2VideoConfig
 from rewards.cogvlm2.modeling import CogVLMForCausalLM, CogVLMVideoForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor
 from rewards.judges.cogvlm2 import CogVLM2Judge
+from rewards.judges.layouts import LAYOUTS
 from rewards.media import Media, load_media
 
 REPEATS = 3  # of our way at each number of questions; the median counts
@@ -109,28 +109,6 @@ def ways(judge, media: Media) -> tuple[Callable[[str], Tensor], Callable[[list[s
     )
 
 
-@torch.inference_mode()
-def rows_of_copies(judge: CogVLM2Judge, media: Media, questions: list[str]) -> Tensor:
-    """First-token logits [Q, V] of a batch with a row a question, each over its copy of the cached prefix."""
-    decoder, processor = judge.model.model, judge.processor
-    pixels = processor.pixels(media)
-    prefix, cache = processor.prefix(len(pixels)), DynamicCache(config=judge.model.config)
-    decoder(
-        **{name: value[None] for name, value in vars(prefix).items()},
-        pixel_values=pixels,
-        past_key_values=cache,
-    )
-    cache.batch_repeat_interleave(len(questions))
-    texts = [torch.tensor(processor.text(question)) for question in questions]
-    ids = pad_sequence(texts, batch_first=True)
-    places = torch.arange(ids.shape[1]) + prefix.next_position
-    hidden = decoder(
-        input_ids=ids, position_ids=places.expand(len(ids), -1), past_key_values=cache
-    ).last_hidden_state
-    ends = torch.tensor([len(text) - 1 for text in texts])
-    return judge.model.lm_head(hidden[torch.arange(len(ids)), ends]).float()
-
-
 def compare(judge, media: Media, sizes: tuple[int, ...], target: int, needed: int | None) -> None:
     """Prints seconds, ratio and arithmetic bound at each number of questions, how both ways grow, and peak
     memory at `target`.
@@ -161,13 +139,13 @@ def compare(judge, media: Media, sizes: tuple[int, ...], target: int, needed: in
             f"  {count:9d} {spent:9.2f} {fast:8.2f} {spent / fast:6.1f}x {bound:17.1f}x {gap:20.1e}{goal}",
             flush=True,
         )
-        if count == target and isinstance(judge, CogVLM2Judge):
-            copies, rows = timed(lambda asked=asked: rows_of_copies(judge, media, asked))
-            gap = largest_difference(answers, rows)
-            peaks["rows over copies of the cache"] = (
-                peak_memory(lambda asked=asked: rows_of_copies(judge, media, asked)) - held
-            )
-            print(f"    rows over copies of the cache: {copies:.2f} s, largest difference {gap:.1e}")
+        if count == target:
+            for judge.layouts.fixed in LAYOUTS:
+                runs = [timed(lambda asked=asked: ours(asked)) for _ in range(REPEATS)]
+                took, gap = median(took for took, _ in runs), largest_difference(answers, runs[0][1])
+                peaks[judge.layouts.fixed] = peak_memory(lambda asked=asked: ours(asked)) - held
+                print(f"    {judge.layouts.fixed}: {took:.2f} s, largest difference {gap:.1e}", flush=True)
+            judge.layouts.fixed = None
     few, many = min(sizes), max(sizes)
     growth = [seconds[many][way] / seconds[few][way] for way in (0, 1)]
     print(f"  from {few} to {many} questions: plain {growth[0]:.1f}x the time, ours {growth[1]:.1f}x")

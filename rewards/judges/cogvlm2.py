@@ -13,15 +13,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from rewards.cogvlm2.configuration import read_config
 from rewards.cogvlm2.modeling import CogVLM2ForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor
 from rewards.judges.base import Answers, Asking, Failure
 from rewards.judges.batches import in_batches
+from rewards.judges.layouts import Layouts
 from rewards.judges.loading import load_weights, one_line
-from rewards.judges.packing import pack, rewind, split_packs
+from rewards.judges.packing import Packed, PrefixCache, split_packs
 from rewards.judges.yes_no import read_yes_no, spellings, to_answers, weights_digest
 from rewards.media import PER_SECOND, Media
 
@@ -48,6 +48,7 @@ class CogVLM2Judge(Asking):
         self.frames = frames
         self.modality = processor.modality
         self.words = spellings(processor.tokenizer, name)
+        self.layouts = Layouts(model.config.hidden_size)
 
     @classmethod
     def load(
@@ -114,24 +115,26 @@ class CogVLM2Judge(Asking):
         return torch.stack(in_batches(self, items, lambda batch: self._batch(*zip(*batch, strict=True))))
 
     def _batch(self, media: Sequence[Media], questions: Sequence[Sequence[str]]) -> Tensor:
-        """Prefix once, then packed questions over its cache."""
+        """Prefix once, then all questions over its cache."""
         decoder, device = self.model.model, self.model.device
         pixels = torch.cat([self.processor.pixels(item, device) for item in media])
         prefix = self.processor.prefix(len(pixels) // len(media))
-        cache = DynamicCache(config=self.model.config)
+        cache = PrefixCache()
         rows = {name: value.to(device).expand(len(media), -1) for name, value in vars(prefix).items()}
         decoder(**rows, pixel_values=pixels, past_key_values=cache)
-        texts = [[self.processor.text(question) for question in asked] for asked in questions]
-        logits = []
-        for part in split_packs([max(map(len, column)) for column in zip(*texts, strict=True)], len(prefix)):
-            packed = pack([row[part] for row in texts], device)
-            rewind(cache, len(prefix))
+
+        def ask(packed: Packed) -> Tensor:
+            rows = len(packed.input_ids)
             hidden = decoder(
                 input_ids=packed.input_ids,
-                position_ids=(packed.offsets + prefix.next_position).expand(len(media), -1),
-                attention_mask=packed.mask(len(prefix), self.model.dtype).expand(len(media), -1, -1, -1),
+                position_ids=(packed.offsets + prefix.next_position).expand(rows, -1),
+                attention_mask=packed.mask(len(prefix), self.model.dtype).expand(rows, -1, -1, -1),
                 past_key_values=cache,
             ).last_hidden_state
             ends = packed.ends.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
-            logits.append(self.model.lm_head(hidden.gather(1, ends)).float())
+            return self.model.lm_head(hidden.gather(1, ends)).float()
+
+        texts = [[self.processor.text(question) for question in asked] for asked in questions]
+        parts = split_packs([max(map(len, column)) for column in zip(*texts, strict=True)], len(prefix))
+        logits = [self.layouts.run([row[part] for row in texts], len(prefix), device, ask) for part in parts]
         return torch.cat(logits, dim=1)

@@ -1,7 +1,7 @@
 """Any image-text-to-text model of transformers as a judge, all questions about a picture in one pass.
 
 The part of the prompt that holds the picture does not depend on the question, so it runs once; the questions
-follow, packed, over its key/value cache (`packing`). That is exact for decoders with full attention and the
+follow over its key/value cache (`packing`, `layouts`). That is exact for decoders with full attention and the
 picture before the question. The first answer is compared with a plain forward pass of the whole prompt, and
 other architectures are refused.
 
@@ -19,13 +19,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, DynamicCache
+from transformers import AutoModelForImageTextToText
 
 from rewards.judges.architecture import check_architecture, check_window
 from rewards.judges.base import Answers, Asking, Failure
 from rewards.judges.batches import in_batches
+from rewards.judges.layouts import Layouts
 from rewards.judges.loading import load_processor, load_weights, one_line
-from rewards.judges.packing import Packed, pack, rewind, split_packs
+from rewards.judges.packing import Packed, PrefixCache, split_packs
 from rewards.judges.yes_no import EXACT, read_yes_no, spellings, to_answers, weights_digest
 from rewards.media import PER_SECOND, Media, uniform_count
 
@@ -82,6 +83,7 @@ class TransformersJudge(Asking):
         self.batch_size = batch_size
         self.placeholder = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
         self.words = spellings(processor.tokenizer, name)
+        self.layouts = Layouts(model.config.get_text_config().hidden_size)
         self.checked = False
         # pictures of one prompt are asked the same questions
         self.prompt_tokens = lru_cache(1 << 14)(lambda question, n: self.encode(self.prompt(question, n)))
@@ -209,33 +211,34 @@ class TransformersJudge(Asking):
         return in_batches(self, items, self._answer_batch)
 
     def _answer_batch(self, items: list[_Item]) -> list[Answers]:
-        """Prefix once, then packed questions over its cache."""
+        """Prefix once, then all questions over its cache."""
         prefix = {name: torch.cat([item.prefix[name] for item in items]) for name in items[0].prefix}
         length = prefix["input_ids"].shape[1]
         widths = [max(len(item.questions[q]) for item in items) for q in range(len(items[0].questions))]
         check_window(self.model.config, self.name, length + max(widths))
-        cache = DynamicCache()
+        cache = PrefixCache()
         self.model(**prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
         start = self._next_position(length, len(items))
-        yes, no = [], []
-        for part in split_packs(widths, length):
-            packed = pack([item.questions[part] for item in items], self.model.device)
-            rewind(cache, length)
-            logits = self._packed_logits(packed, cache, length, start)
-            part_yes, part_no = read_yes_no(logits, self.words)
-            yes.append(part_yes)
-            no.append(part_no)
-        pairs = zip(torch.cat(yes, dim=1), torch.cat(no, dim=1), strict=True)
-        return [to_answers(*pair) for pair in pairs]
 
-    def _packed_logits(self, packed: Packed, cache: DynamicCache, length: int, start: Tensor) -> Tensor:
-        """Next-token logits [B, Q, V] after each question."""
+        def ask(packed: Packed) -> Tensor:
+            logits = self._packed_logits(packed, cache, length, start)
+            return torch.stack(read_yes_no(logits, self.words), dim=-1)
+
+        parts = [
+            self.layouts.run([item.questions[part] for item in items], length, self.model.device, ask)
+            for part in split_packs(widths, length)
+        ]
+        return [to_answers(*row.unbind(-1)) for row in torch.cat(parts, dim=1)]
+
+    def _packed_logits(self, packed: Packed, cache: PrefixCache, length: int, start: Tensor) -> Tensor:
+        """Next-token logits [R, questions a row, V] after each question; start [B, 1]."""
         ends, column = packed.ends.unique(return_inverse=True)
-        mask = packed.mask(length, self.model.dtype).expand(len(packed.input_ids), -1, -1, -1)
+        rows = len(packed.input_ids)
+        mask = packed.mask(length, self.model.dtype).expand(rows, -1, -1, -1)
         logits = self.model(
             input_ids=packed.input_ids,
             attention_mask=mask,
-            position_ids=start + packed.offsets,
+            position_ids=start.repeat_interleave(rows // len(start), dim=0) + packed.offsets,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=ends,

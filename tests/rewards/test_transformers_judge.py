@@ -43,12 +43,17 @@ def largest_gap(judge, media, questions, results) -> float:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_pass_equals_one_question_at_a_time(family, judges, pictures):
+def test_one_pass_equals_one_question_at_a_time(family, judges, pictures, monkeypatch):
     judge = judges(family)
     media = [load_media(picture) for picture in pictures]
     questions = [[f"{question}{row}" for question in QUESTIONS] for row in range(len(media))]
+    monkeypatch.setattr(judge.layouts, "fixed", "packed")
     results = judge.answer(media, questions)
     assert largest_gap(judge, media, questions, results) < 1e-4
+    monkeypatch.setattr(judge.layouts, "fixed", "batched")
+    for found, expected in zip(judge.answer(media, questions), results, strict=True):
+        assert (found.yes_logit - expected.yes_logit).abs().max() < 1e-4
+        assert (found.no_logit - expected.no_logit).abs().max() < 1e-4
     spread = torch.stack([result.yes_logit - result.no_logit for result in results])
     assert spread.std(dim=0).min() > 0.05 and spread.std(dim=1).min() > 0.05  # pictures and questions matter
 
