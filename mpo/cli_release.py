@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from rewards import Checklist
+    from rewards.checklist import Feature, Question
 
 
 def register(app: typer.Typer, checklist: typer.Typer) -> None:
@@ -82,7 +84,7 @@ def show(
     policy: Annotated[str, typer.Option(help="release | strict, for the release's files.")] = "release",
     questions: Annotated[str, typer.Option(help="select | full, for the release's files.")] = "select",
 ) -> None:
-    """Print a checklist: its dimensions with their weights, and every question.
+    """Print a checklist as a tree of weights: dimensions, sub-dimensions, questions; gates come last.
 
     \b
     mpo checklist show configs/checklists/quickstart.yaml
@@ -93,15 +95,31 @@ def show(
     found = load_checklist(checklist, policy, questions)
     print(f"{found.name}: {arithmetic(found)}")
     for dimension in found.dimensions:
-        weight = sum(column.weight for column in found.columns if column.dimension == dimension)
-        print(f"  {dimension}: weight {weight:.4f}")
-    for feature in found.features:
-        print(f"{feature.weight:8.4f}  {feature.subdimension}  {feature.id}: measured by {feature.model}")
+        inside = [column for column in found.columns if column.dimension == dimension]
+        print(f"{_total(inside)}  {dimension}")
+        for name in dict.fromkeys(column.subdimension for column in inside):
+            leaves = [column for column in inside if column.subdimension == name]
+            print(f"  {_total(leaves)}  {name}")
+            for column in leaves:
+                also = " [gate]" if column.id in found.gates else ""
+                print(f"    {_total([column])}  {_described(column)}{also}")
     for question in found.questions:
-        gate = f" [if {question.gate}]" if question.gate else " [gate]" if question.id in found.gates else ""
-        print(
-            f"{question.weight:8.4f}  {question.subdimension}  {question.id}: {question.text.strip()}{gate}"
-        )
+        if question.weight == 0:
+            use = "gate" if question.id in found.gates else "no weight"
+            print(f"{use:>8}  {_described(question)}")
+
+
+def _total(columns: Sequence[Question | Feature]) -> str:
+    return f"{sum(column.weight for column in columns):8.4f}"
+
+
+def _described(column: Question | Feature) -> str:
+    """A question as it is asked, or what measures a feature."""
+    from rewards.checklist import Feature
+
+    if isinstance(column, Feature):
+        return f"{column.id}: measured by {column.model}"
+    return f"{column.id}: {column.text.strip()}" + (f" [if {column.gate}]" if column.gate else "")
 
 
 def arithmetic(checklist: Checklist) -> str:

@@ -182,8 +182,10 @@ def test_what_the_user_can_mend_is_one_line(words, reason, folder, capsys):
 def test_show(folder, capsys):
     code, out, _ = run(capsys, "checklist", "show", "small.yaml")
     assert code == 0 and out[0] == "small: mean of weight x answer, signed, 3 questions"
-    assert out[1] == "  alignment: weight 2.0000"
-    assert out[-2].endswith('fits: Is it "[[prompt]]" [if here]')
+    assert out[1].split() == ["2.0000", "alignment"]  # the dimension, its sub-dimension, its question
+    assert out[2].startswith("  ") and out[2].split()[0] == "2.0000"
+    assert out[3].startswith("    ") and out[3].endswith('fits: Is it "[[prompt]]" [if here]')
+    assert out[-1].split()[:2] == ["gate", "here:"]
 
 
 @pytest.mark.skipif(not RELEASE.is_dir(), reason="the release's files are not here")
