@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.markdown import Markdown
 from mpo.ablate import Job
 from mpo.ablation import Ablation
 from mpo.ablation_results import Results, results, write_results
+from mpo.ablation_roles import roles_kept
 from mpo.ablation_tables import latex, markdown
 from mpo.compare import compare_page
 from mpo.plots import axis_figure, pareto_figure, save_figure
@@ -28,8 +30,9 @@ def show_results(ablation: Ablation, jobs: Sequence[Job], pareto: Sequence[tuple
     found = results(ablation, jobs)
     axes = _pareto_scores(found, pareto)
     folder = Path(ablation.folder)
-    written = write_results(found, folder)
-    for name, text in (("table.md", markdown(found)), ("table.tex", latex(found))):
+    kept = roles_kept(found, jobs)
+    written = write_results(found, folder, [asdict(one) | {"verdict": one.verdict} for one in kept])
+    for name, text in (("table.md", markdown(found, kept)), ("table.tex", latex(found, kept))):
         write_bytes(folder / name, text.encode())
         written.append(folder / name)
     for axis in ablation.axes:
@@ -38,7 +41,7 @@ def show_results(ablation: Ablation, jobs: Sequence[Job], pareto: Sequence[tuple
     if axes:
         written.append(folder / f"pareto-{'-'.join(score for _, score in axes)}.svg")
         save_figure(pareto_figure(found, *axes), written[-1])
-    console.print(Markdown(markdown(found)))
+    console.print(Markdown(markdown(found, kept)))
     try:
         written.append(_page(ablation, jobs, [path for path in written if path.suffix == ".svg"]))
     except ValueError as error:  # a single arm, or arms whose checklists have no dimension in common

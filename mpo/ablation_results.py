@@ -80,10 +80,10 @@ def results(ablation: Ablation, jobs: Sequence[Job]) -> Results:
     if not any(job.member.arm == base for job in done):
         raise ValueError(f"{ablation.name}: the base arm {base.name} has no complete run yet to compare with")
     rows = [row for job in done for row in _rows(job)]
-    changes = {(job.member.arm.name, job.member.seed): _changes(job) for job in done}
+    by_run = {(job.member.arm.name, job.member.seed): changes(job) for job in done}
     prompts = {(job.member.arm.name, job.member.seed): job.run.heldout_prompts for job in done}
     arms = [arm for arm in ablation.arms() if any(job.member.arm == arm for job in done)]
-    seeds = {arm.name: [s for s in ablation.seeds if (arm.name, s) in changes] for arm in arms}
+    seeds = {arm.name: [s for s in ablation.seeds if (arm.name, s) in by_run] for arm in arms}
     compared = [row for row in rows if row["level"] != "subdimension"]
     keys = dict.fromkeys((row["reward"], row["score"]) for row in compared)
     found = []
@@ -94,7 +94,7 @@ def results(ablation: Ablation, jobs: Sequence[Job]) -> Results:
             values.append(means)
             estimates.append(over_seeds(means))
             common = [s for s in seeds[arm.name] if prompts.get((base.name, s)) == prompts[arm.name, s]]
-            pairs = [(changes[arm.name, s].get(key), changes[base.name, s].get(key)) for s in common]
+            pairs = [(by_run[arm.name, s].get(key), by_run[base.name, s].get(key)) for s in common]
             known = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
             tests.append(paired(torch.stack(known)) if arm != base and known else None)
         adjusted = holm([test and test.p for test in tests])
@@ -106,8 +106,8 @@ def results(ablation: Ablation, jobs: Sequence[Job]) -> Results:
     return Results(ablation, arms, counts, seeds, rows, found, len(jobs) - len(done))
 
 
-def write_results(found: Results, folder: Path) -> list[Path]:
-    """Write ablation.parquet (a row for each run and score) and ablation.json (means and tests)."""
+def write_results(found: Results, folder: Path, roles: Sequence[dict[str, Any]] = ()) -> list[Path]:
+    """Write ablation.parquet (a row for each run and score) and ablation.json (means, tests, and `roles`)."""
     folder.mkdir(parents=True, exist_ok=True)
     axes = {f"axis.{name}": "string" for name in found.ablation.axes}
     table, summary = folder / "ablation.parquet", folder / "ablation.json"
@@ -121,6 +121,7 @@ def write_results(found: Results, folder: Path) -> list[Path]:
             for arm in found.arms
         },
         "results": [asdict(one) for one in found.found],
+        "roles": list(roles),
     }
     write_json(summary, content)
     return [table, summary]
@@ -155,7 +156,7 @@ def _rows(job: Job) -> list[dict[str, Any]]:
     return rows
 
 
-def _changes(job: Job) -> dict[tuple[str, str], Tensor]:
+def changes(job: Job) -> dict[tuple[str, str], Tensor]:
     """(reward, score) -> [P] tuned - original of each held-out prompt, mean over its samples."""
     made = job.run.artifacts
     found = {}

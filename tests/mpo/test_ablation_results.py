@@ -13,10 +13,13 @@ from mpo.ablate import Job
 from mpo.ablation import Ablation, Member
 from mpo.ablation_pages import show_results
 from mpo.ablation_results import results
+from mpo.ablation_roles import roles_kept
+from mpo.ablation_tables import latex, markdown
 from mpo.artifacts import Artifacts, Run
-from mpo.config import RunConfig
+from mpo.config import ObjectiveConfig, ObjectivesConfig, RunConfig
 from mpo.evaluate import evaluation
 from mpo.scores import read_scores, write_names, write_scores
+from mpo.significance import holm, paired
 from mpo.store import Artifact, read_table, write_json, write_table
 from rewards.checklist import Checklist, Question
 from rewards.scorecard import scorecard
@@ -133,6 +136,52 @@ def test_tables_and_plots_are_written_whole(jobs, tmp_path, capsys):
     assert gallery["steps"] == ["base", "dpo-seed0", "better___so-seed0", "same-seed0"]
     assert gallery["of"] == P and "axis rule" in html and "pareto sharp total" in html
     assert {len(card["samples"]) for card in gallery["cards"]} == {4}
+
+
+def asking(jobs, dims):
+    """The jobs with other objectives, by their arm's rule."""
+    found = []
+    for job in jobs:
+        objectives = ObjectivesConfig(dims=dims.get(job.member.arm.labels["rule"], {}))
+        config = replace(job.run.config, objectives=objectives)
+        found.append(replace(job, run=replace(job.run, config=config)))
+    return found
+
+
+def test_a_rise_is_corrected_and_a_fall_of_what_is_held_is_not(jobs):
+    found = results(ABLATION, jobs)
+    assert roles_kept(found, jobs) == []  # every arm improves everything
+    hold, ignore = ObjectiveConfig(role="hold"), ObjectiveConfig(role="ignore")
+    part = {"sharp part": hold}  # a part's role is not its dimension's
+    asked = asking(jobs, {"dpo": {"*": hold, "sharp": ObjectiveConfig()}, "better_&_so": {"true*": ignore}})
+    kept = roles_kept(found, asked)
+    assert [(one.arm, one.dimension, one.role) for one in kept] == [
+        ("dpo", "sharp", "improve"),
+        ("dpo", "true_to_it", "hold"),
+        ("better___so", "sharp", "improve"),
+        ("same", "sharp", "improve"),
+        ("same", "true_to_it", "improve"),
+    ]
+    assert [one.role for one in roles_kept(found, asking(jobs, {"same": part | {"true*": hold}}))[-2:]] == [
+        "improve",
+        "hold",
+    ]
+    better = kept[2]
+    values = []
+    for job in asked:
+        if job.member.arm.name == better.arm:
+            scores = (job.run.artifacts.base_scores, job.run.artifacts.tuned_scores)
+            before, after = (read_scores(part).levels["dimension"][1][:, 0, 0] for part in scores)
+            values.append(after - before)
+    test = paired(torch.stack(values))
+    assert better.change == test and better.verdict == "rose"  # 95 % of yes against 50 %
+    raw = [one.change.p for one in kept if one.role == "improve"]
+    assert better.p == holm(raw)[1] > test.p and kept[1].p == kept[1].change.p
+    fallen = replace(better, change=replace(test, mean=-test.mean))
+    assert fallen.verdict == "fell" and replace(better, p=0.06).verdict == "open"
+    table = markdown(found, kept)
+    assert f"| better_&_so | sharp | improve | {test.mean:+.3f} | {test.low:+.3f} to " in table
+    assert latex(found, kept).count(r"\toprule") == 3
 
 
 def test_what_cannot_be_compared_says_so(jobs):
