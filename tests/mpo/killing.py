@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -25,6 +26,30 @@ def start(config: Path, *words: str, die: str | None = None, before: bool = True
     return process.exitcode
 
 
+def start_two(config: Path, *words: str, die: str) -> list[int]:
+    """Two processes share a run; the second dies before `die` gets its name. Exit codes.
+
+    The first is ended as a launcher would: after the shard that it was at.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(MODULES)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank, doomed in enumerate((None, die)):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        arguments = (config, words, doomed, True, shared | place)
+        processes.append(context.Process(target=_run, args=arguments))
+        processes[-1].start()
+    processes[1].join()
+    processes[0].join(120)  # it waits for the other, if it has not seen it die
+    processes[0].terminate()
+    processes[0].join()
+    return [process.exitcode for process in processes]
+
+
 def complaint(config: Path) -> str:
     """What the run refused to do and why: the one line of its own that it ended with."""
     lines = [line for line in config.with_suffix(".log").read_text().splitlines() if line.startswith("mpo: ")]
@@ -32,7 +57,8 @@ def complaint(config: Path) -> str:
     return line
 
 
-def _run(config: Path, words: tuple[str, ...], die: str | None, before: bool) -> None:
+def _run(config: Path, words: tuple[str, ...], die: str | None, before: bool, environment=None) -> None:
+    os.environ |= environment or {}
     import torch
     from transformers import TrainerState
 

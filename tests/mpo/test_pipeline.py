@@ -5,7 +5,7 @@ from signal import SIGKILL
 
 import pytest
 import torch
-from killing import complaint, contents, start
+from killing import complaint, contents, start, start_two
 
 from mpo.artifacts import resolve
 from mpo.config import load
@@ -102,6 +102,19 @@ def test_two_processes_give_what_one_gives(finished, tmp_path):
     ours = contents(tmp_path / "store")
     assert any(name.endswith("pairs.parquet") for name in ours)
     assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_a_process_that_dies_does_not_lose_the_others_work(tiny_run, tmp_path):
+    config = tiny_run(tmp_path)  # shards 0 and 2 are the first process's, 1 the second's
+    codes = start_two(config, "--until", "generate", die="candidates-00001.parquet")
+    assert codes[1] == -SIGKILL and codes[0] != 0
+    made = resolve(load(config)).artifacts.candidates
+    kept = [made.shard(kind, i) for i in (0, 2) for kind in ("latents", "conditioning", "candidates")]
+    assert all(file.is_file() for file in kept)
+    assert not made.shard("candidates", 1).exists() and not made.done
+    written = [file.stat().st_mtime_ns for file in kept]
+    assert start(config, "--until", "generate") == 0 and made.done
+    assert [file.stat().st_mtime_ns for file in kept] == written  # not made again
 
 
 def test_a_second_start_is_refused(finished):
