@@ -20,34 +20,43 @@ def start(config: Path, *words: str, die: str | None = None, before: bool = True
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
-    process = context.Process(target=_run, args=(config, words, die, before))
+    process = context.Process(target=_run, args=({}, config, words, die, before))
     process.start()
     process.join()
     return process.exitcode
 
 
 def start_two(config: Path, *words: str, die: str) -> list[int]:
-    """Two processes share a run; the second dies before `die` gets its name. Exit codes.
+    """Two processes share a run; the second kills itself before `die` gets its name. Exit codes.
 
-    The first is ended as a launcher would: after the shard that it was at.
+    The first is ended as a launcher would end it, if it has not seen the other die.
     """
+    first, second = together(_run, (config, words, None, True), (config, words, die, True))
+    second.join()
+    first.join(60)
+    first.terminate()
+    first.join()
+    return [first.exitcode, second.exitcode]
+
+
+def together(target, *calls: tuple, **environment: str) -> list[multiprocessing.Process]:
+    """Start a process for each of `calls`, with `environment` and what lets them find each other."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(MODULES)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = environment | {
+        "WORLD_SIZE": f"{len(calls)}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{port}",
+    }
     processes = []
-    for rank, doomed in enumerate((None, die)):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        arguments = (config, words, doomed, True, shared | place)
-        processes.append(context.Process(target=_run, args=arguments))
+    for rank, call in enumerate(calls):
+        own = environment | shared | {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}"}
+        processes.append(context.Process(target=target, args=(own, *call)))
         processes[-1].start()
-    processes[1].join()
-    processes[0].join(120)  # it waits for the other, if it has not seen it die
-    processes[0].terminate()
-    processes[0].join()
-    return [process.exitcode for process in processes]
+    return processes
 
 
 def complaint(config: Path) -> str:
@@ -57,8 +66,10 @@ def complaint(config: Path) -> str:
     return line
 
 
-def _run(config: Path, words: tuple[str, ...], die: str | None, before: bool, environment=None) -> None:
-    os.environ |= environment or {}
+def _run(
+    environment: dict[str, str], config: Path, words: tuple[str, ...], die: str | None, before: bool
+) -> None:
+    os.environ |= environment
     import torch
     from transformers import TrainerState
 

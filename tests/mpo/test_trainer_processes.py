@@ -1,16 +1,14 @@
 """One process, two that hold the whole model (DDP) and two that hold half of it each (FSDP2) train alike."""
 
 import json
-import multiprocessing
 import shutil
 import signal
-import socket
 from functools import cache
 
 import one_process
 import pytest
 import torch
-from killing import MODULES
+from killing import together
 from safetensors.torch import load_file
 
 WAYS = {
@@ -26,20 +24,7 @@ WAYS = {
 
 def start_two(way, *arguments):
     """Exit codes of two processes that train together."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(MODULES)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = WAYS[way] | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    processes = [
-        context.Process(
-            target=one_process.run, args=(shared | {"RANK": str(r), "LOCAL_RANK": str(r)}, *arguments)
-        )
-        for r in range(2)
-    ]
-    for process in processes:
-        process.start()
+    processes = together(one_process.run, arguments, arguments, **WAYS[way])
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
