@@ -1,26 +1,29 @@
 """Preference data from elsewhere: a folder or a data set of the hub becomes candidates with latents.
 
 Layouts, told by the columns: Pick-a-Pic v2 (caption, jpg_0, jpg_1, label_0, label_1), or prompt, winner,
-loser. A picture or clip lies in the table itself or is a path from the folder. Read with `datasets`.
+loser. A picture or clip lies in the table itself or is the path of a file in the folder, by whose content the
+data are known. Read with `datasets`. Winners become candidate 0 of their pair, losers candidate 1.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow
+import pyarrow.compute
 import torch
 
 from mpo.config import ConfigError
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table, write_tensors
 from rewards.media import load_media
+from rewards.preferences import LABELLED, PICK_A_PIC, WINNER_LOSER, Layout, layout_of
 
-SIDES = ("winner", "loser")  # as candidates 0 and 1 of their pair
-_PICK = {"caption", "jpg_0", "jpg_1", "label_0", "label_1"}
-_PLAIN = {"prompt", *SIDES}
+_KNOWN = (WINNER_LOSER, PICK_A_PIC)
 _EVERY_FRAME = "uniform:100000"
 _TABLE = {"prompt_id": "int64", "prompt": "string", "candidate": "int64", "seed": "int64", "media": "string"}
 _SKIPPED = {"row": "int64", "reason": "string"}
@@ -46,6 +49,7 @@ class ForeignPairs:
     """The pairs of a data set: which of its rows, in order, and the rows that hold none."""
 
     table: Any  # datasets.Dataset
+    layout: Layout
     root: Path  # where relative paths start
     rows: list[int]  # of the table, one a pair
     prompts: list[str]  # of the pairs
@@ -54,11 +58,9 @@ class ForeignPairs:
 
     def media(self, pair: int) -> tuple[Path | bytes, Path | bytes]:
         """Winner and loser, as paths or as the content of a file."""
-        row = self.table[self.rows[pair]]
-        if self.table.column_names and _PLAIN <= set(self.table.column_names):
-            names = SIDES
-        else:
-            names = ("jpg_0", "jpg_1") if row["label_0"] > row["label_1"] else ("jpg_1", "jpg_0")
+        row, names = self.table[self.rows[pair]], (self.layout.first, self.layout.second)
+        if self.layout.verdict and not row[self.layout.verdict[0]] > row[self.layout.verdict[1]]:
+            names = names[::-1]
         return tuple(self._medium(name, row[name]) for name in names)
 
     def _medium(self, column: str, value: Any) -> Path | bytes:
@@ -74,7 +76,7 @@ def read_pairs(source: str, revision: str | None = None) -> ForeignPairs:
     """The pairs of a folder (with .parquet or .jsonl tables) or of a hub data set at `revision`.
 
     Ties and rows without a label are left out; rows with another fault are in `bad`. ConfigError where there
-    is no such data or its columns are not known.
+    is no such data, its columns are not known, or a table names a file outside its folder.
     """
     import datasets
 
@@ -96,27 +98,45 @@ def read_pairs(source: str, revision: str | None = None) -> ForeignPairs:
     for name, feature in table.features.items():
         if isinstance(feature, (datasets.Image, datasets.Video)):
             table = table.cast_column(name, type(feature)(decode=False))
-    columns = set(table.column_names)
-    if not (_PICK <= columns or _PLAIN <= columns):
+    layout = layout_of(table.column_names, _KNOWN)
+    if layout is None:
         raise ConfigError(
-            f"pairs.from = {source!r}: columns {', '.join(sorted(columns))}; needed are "
+            f"pairs.from = {source!r}: columns {', '.join(sorted(table.column_names))}; needed are "
             "prompt, winner, loser or caption, jpg_0, jpg_1, label_0, label_1"
         )
-    return _usable(table, root)
+    for name in (layout.first, layout.second):
+        _check_inside(table.data.column(name), name, source)
+    return _usable(table, layout, root)
 
 
-def _usable(table: Any, root: Path) -> ForeignPairs:
-    plain = _PLAIN <= set(table.column_names)
-    wanted = ["prompt"] if plain else ["caption", "label_0", "label_1"]
-    if "has_label" in table.column_names and not plain:
-        wanted.append("has_label")
+def _check_inside(column: pyarrow.ChunkedArray, name: str, source: str) -> None:
+    """Refuse paths out of the folder, and hidden files: what they hold is not part of the data's identity."""
+    if pyarrow.types.is_struct(column.type) and Path(source).is_dir():  # of the hub: a path in its cache
+        content, path = (pyarrow.compute.struct_field(column, part) for part in ("bytes", "path"))
+        column = pyarrow.compute.if_else(content.is_null(), path, None)
+    if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+        return
+    root = os.path.abspath(source)
+    for row, value in enumerate(column.to_pylist()):
+        path = os.path.normpath(os.path.join(root, value or ""))
+        if not Path(path).is_relative_to(root) or Path(path).name.startswith("."):
+            raise ConfigError(
+                f"pairs.from = {source!r}: row {row}: {name} = {value!r}: must be a file in that folder, by "
+                "whose content the pairs are known, and not a hidden one"
+            )
+
+
+def _usable(table: Any, layout: Layout, root: Path) -> ForeignPairs:
+    wanted = [layout.prompt, *layout.verdict]
+    if layout == PICK_A_PIC and LABELLED in table.column_names:
+        wanted.append(LABELLED)
     rows, prompts, bad, ties = [], [], {}, 0
     for number, row in enumerate(table.select_columns(wanted)):
         try:
-            prompt = row[wanted[0]]
+            prompt = row[layout.prompt]
             if not isinstance(prompt, str) or not prompt.strip():
-                raise BadRow(f"{wanted[0]} is {prompt!r}, needed a text that is not blank")
-            if not plain and not _decided(row):
+                raise BadRow(f"{layout.prompt} is {prompt!r}, needed a text that is not blank")
+            if layout.verdict and not _decided(row, layout.verdict):
                 ties += 1
                 continue
         except BadRow as error:
@@ -124,18 +144,18 @@ def _usable(table: Any, root: Path) -> ForeignPairs:
             continue
         rows.append(number)
         prompts.append(prompt)
-    return ForeignPairs(table, root, rows, prompts, bad, ties)
+    return ForeignPairs(table, layout, root, rows, prompts, bad, ties)
 
 
-def _decided(row: Mapping[str, Any]) -> bool:
+def _decided(row: Mapping[str, Any], verdict: Sequence[str]) -> bool:
     """Whether one of the two was preferred."""
-    if not row.get("has_label", True):
+    if not row.get(LABELLED, True):
         return False
-    for name in ("label_0", "label_1"):
+    for name in verdict:
         value = row[name]
         if not isinstance(value, (int, float)) or not math.isfinite(value):
             raise BadRow(f"{name} is {value!r}, needed a number")
-    return row["label_0"] != row["label_1"]
+    return row[verdict[0]] != row[verdict[1]]
 
 
 def foreign_shard(

@@ -4,13 +4,13 @@ VisionRewardDB-Video    prompt, video1_path, video2_path, standard_answer
 GenAI-Bench             prompt, left_image, right_image (or left_video, right_video), vote_type
 Pick-a-Pic              caption, jpg_0, jpg_1, label_0, label_1, has_label
 HPDv2 test, train       prompt, image_path, rank; prompt, file_path, human_preference
-plain                   prompt, item_1, item_2, preference
+plain                   prompt, item_1, item_2, preference; or prompt, winner, loser
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,41 @@ _SPELLINGS = {
     TIE: "0 tie same equal draw both neither tievote bothbad_vote",
 }
 SPELLINGS = {spelling: verdict for verdict, known in _SPELLINGS.items() for spelling in known.split()}
+
+
+class Layout(NamedTuple):
+    """Which columns of a table say what of a pair.
+
+    `verdict` names a column that says in a word which item is preferred; or two with a number for each item,
+    the larger for the preferred one; or none, where the first item always is.
+    """
+
+    prompt: str
+    first: str
+    second: str
+    verdict: tuple[str, ...]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """All columns that a table of this layout has; it may have others."""
+        return frozenset((self.prompt, self.first, self.second, *self.verdict))
+
+
+PICK_A_PIC = Layout("caption", "jpg_0", "jpg_1", ("label_0", "label_1"))
+LABELLED = "has_label"  # of Pick-a-Pic: rows where it is false hold no pair
+WINNER_LOSER = Layout("prompt", "winner", "loser", ())
+VISIONREWARD_VIDEO = Layout("prompt", "video1_path", "video2_path", ("standard_answer",))
+GENAI_BENCH = (
+    Layout("prompt", "left_image", "right_image", ("vote_type",)),
+    Layout("prompt", "left_video", "right_video", ("vote_type",)),
+)
+PLAIN = Layout("prompt", "item_1", "item_2", ("preference",))
+LAYOUTS = (VISIONREWARD_VIDEO, *GENAI_BENCH, PLAIN, PICK_A_PIC, WINNER_LOSER)
+
+
+def layout_of(columns: Collection[str], known: Sequence[Layout] = LAYOUTS) -> Layout | None:
+    """The first of the `known` layouts that a table with these columns has; None: it has none."""
+    return next((layout for layout in known if layout.columns <= set(columns)), None)
 
 
 @dataclass(frozen=True)
@@ -140,17 +175,9 @@ def _counts(seen: Mapping[str, int], spellings: Sequence[str], most: int = 8) ->
 
 
 def _read_pairs(table: Table, root: Path) -> list[_Pair]:
+    if layout := layout_of(table.columns):
+        return _two_items(table, root, layout)
     match table.columns:
-        case c if {"prompt", "video1_path", "video2_path", "standard_answer"} <= c:
-            return _two_items(table, root, "prompt", "video1_path", "video2_path", "standard_answer")
-        case c if {"prompt", "left_image", "right_image", "vote_type"} <= c:
-            return _two_items(table, root, "prompt", "left_image", "right_image", "vote_type")
-        case c if {"prompt", "left_video", "right_video", "vote_type"} <= c:
-            return _two_items(table, root, "prompt", "left_video", "right_video", "vote_type")
-        case c if {"prompt", "item_1", "item_2", "preference"} <= c:
-            return _two_items(table, root, "prompt", "item_1", "item_2", "preference")
-        case c if {"caption", "jpg_0", "jpg_1", "label_0", "label_1"} <= c:
-            return _pick_a_pic(table, root)
         case c if {"prompt", "image_path", "rank"} <= c:
             return _hpdv2_ranked(table, root)
         case c if {"prompt", "file_path", "human_preference"} <= c:
@@ -161,20 +188,21 @@ def _read_pairs(table: Table, root: Path) -> list[_Pair]:
     )
 
 
-def _two_items(table, root, prompt: str, first: str, second: str, answer: str) -> list[_Pair]:
-    columns = table.column(prompt), table.items(first, root), table.items(second, root), table.column(answer)
-    return [_Pair(*values) for values in zip(*columns, strict=True)]
-
-
-def _pick_a_pic(table, root) -> list[_Pair]:
-    """label_0 and label_1 are 1 and 0, or one half each for a tie; a row without a label is no pair."""
-    pairs = _two_items(table, root, "caption", "jpg_0", "jpg_1", "label_0")
-    labelled = table.column("has_label") if "has_label" in table.columns else [True] * len(pairs)
-    return [
-        pair._replace(answer=_larger(pair.answer, other))
-        for pair, other, has_label in zip(pairs, table.column("label_1"), labelled, strict=True)
-        if has_label
-    ]
+def _two_items(table: Table, root: Path, layout: Layout) -> list[_Pair]:
+    """Of Pick-a-Pic a row without a label is no pair; its labels are one half each for a tie."""
+    prompts, answers = table.column(layout.prompt), [table.column(name) for name in layout.verdict]
+    match answers:
+        case [words]:
+            said = words
+        case [ours, theirs]:
+            said = [_larger(one, other) for one, other in zip(ours, theirs, strict=True)]
+        case _:
+            said = ["first"] * len(prompts)
+    items = table.items(layout.first, root), table.items(layout.second, root)
+    pairs = [_Pair(*values) for values in zip(prompts, *items, said, strict=True)]
+    if layout != PICK_A_PIC or LABELLED not in table.columns:
+        return pairs
+    return [pair for pair, labelled in zip(pairs, table.column(LABELLED), strict=True) if labelled]
 
 
 def _hpdv2_ranked(table, root) -> list[_Pair]:

@@ -26,8 +26,8 @@ def start(config: Path, *words: str, die: str | None = None, before: bool = True
     return process.exitcode
 
 
-def start_two(config: Path, *words: str, die: str) -> list[int]:
-    """Two processes share a run; the second kills itself before `die` gets its name. Exit codes.
+def start_two(config: Path, *words: str, die: str | None = None) -> list[int]:
+    """Two processes share a run; the second kills itself before the file `die` gets its name. Exit codes.
 
     The first is ended as a launcher would end it, if it has not seen the other die.
     """

@@ -9,17 +9,19 @@ import pyarrow
 import pytest
 import torch
 import yaml
-from killing import complaint, contents, start
+from killing import complaint, contents, start, start_two
 from PIL import Image
 from pyarrow import parquet
 from tiny_pipelines import generator_config
 
 from generators.build import build_generator
+from generators.saving import write_clip
 from mpo.artifacts import resolve
 from mpo.config import ConfigError, load
-from mpo.foreign import read_pairs
+from mpo.foreign import foreign_shard, read_pairs
 from mpo.samples import StoredSamples
-from mpo.store import read_table
+from mpo.store import Artifact, read_table
+from rewards.media import load_media
 
 
 def pixels(seed):
@@ -84,9 +86,39 @@ def test_a_folder_is_encoded_trained_on_and_reported_also_when_killed(
     for name in ("000001-01.png", "latents-00001.safetensors"):
         assert start(killed, "--until", "pair", die=name) == -SIGKILL
     assert start(killed, "--until", "pair") == 0
-    ours, theirs = contents(tmp_path / "two" / "store"), contents(tmp_path / "one" / "store")
-    assert any(name.endswith("pairs.parquet") for name in ours)
-    assert [name for name in ours if ours[name] != theirs[name]] == []
+    assert start_two(foreign_run(tmp_path / "shared"), "--until", "pair") == [0, 0]
+    theirs = contents(tmp_path / "one" / "store")
+    for place in ("two", "shared"):
+        ours = contents(tmp_path / place / "store")
+        assert any(name.endswith("pairs.parquet") for name in ours)
+        assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_a_folder_of_clips_is_read_whole_and_pictures_among_them_are_left_out(tiny_pipeline, tmp_path):
+    generator = build_generator(generator_config("wan", tiny_pipeline("wan")))
+    clips = np.random.default_rng(0).integers(0, 256, (2, 9, 16, 32, 3), dtype=np.uint8)
+    for name, clip in zip(("won", "lost"), clips, strict=True):
+        write_clip(clip, tmp_path / f"{name}.mp4", 8.0)
+    pixels(0).save(tmp_path / "won.png")
+    rows = [
+        {"prompt": prompt, "winner": f"won.{kind}", "loser": "lost.mp4"}
+        for prompt, kind in (("a cat", "mp4"), ("a dog", "png"))
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    pairs = read_pairs(str(tmp_path))
+    artifact = Artifact.at(tmp_path / "store", "generate", {"samples": 2, "shard_size": 2})
+    artifact.folder.mkdir(parents=True)
+    foreign_shard(artifact, 0, pairs, range(2), generator)
+    (skipped,) = read_table(artifact.shard("skipped", 0))
+    assert skipped["row"] == 1 and "won.png" in pairs.table[1]["winner"]
+    assert skipped["reason"] == "000001-00.png: image, but wan makes videos"
+    table = read_table(artifact.shard("candidates", 0))
+    assert [(row["prompt_id"], row["candidate"]) for row in table] == [(0, 0), (0, 1)]
+    stored = StoredSamples(artifact)
+    for row, name in enumerate(("won", "lost")):
+        frames = load_media(tmp_path / f"{name}.mp4", "uniform:9").frames
+        assert len(frames) == 9 and torch.equal(stored[row], generator.encode([frames])[0])
+    assert not torch.equal(stored[0], stored[1])
 
 
 def test_too_many_bad_rows_and_held_out_prompts_are_one_line(foreign_run, tmp_path, folder):
@@ -127,3 +159,25 @@ def test_unknown_columns_and_empty_folders_are_one_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"prompt": "x", "better": "y"}\n')
     with pytest.raises(ConfigError, match="columns better, prompt; needed are prompt, winner, loser or"):
         read_pairs(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["../outside.png", "files/../../outside.png", "{absolute}", ".hidden.png"])
+def test_files_that_are_not_part_of_the_datas_identity_are_refused(folder, tmp_path, name):
+    name = name.format(absolute=tmp_path / "outside.png")
+    pixels(0).save(folder / name)
+    rows = folder / "pairs.jsonl"
+    before = rows.read_text()
+    for inside in ("files/../files/2-l.png", str(folder / "files" / "2-l.png")):
+        rows.write_text(before.replace("files/2-l.png", inside))
+        assert len(read_pairs(str(folder)).rows) == 5
+    rows.write_text(before.replace("files/2-l.png", name))
+    with pytest.raises(ConfigError, match="row 2: loser = '.*must be a file in that folder"):
+        read_pairs(str(folder))
+    table = {
+        "prompt": ["a cat", "a dog"],
+        "winner": [{"bytes": b"x", "path": "/where/it/was.png"}] * 2,  # which is never read
+        "loser": [{"bytes": b"x", "path": "l.png"}, {"bytes": None, "path": name}],
+    }
+    parquet.write_table(pyarrow.table(table), folder / "pairs.parquet")  # taken before the other one
+    with pytest.raises(ConfigError, match="row 1: loser = '.*must be a file in that folder"):
+        read_pairs(str(folder))
