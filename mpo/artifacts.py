@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import quickstart
 from mpo.config import RunConfig, to_yaml
+from mpo.identities import Inputs, identify, settings_of
 from mpo.prompts import prompt_sets, validation_prompts
-from mpo.store import Artifact, Identities, digest, hub_snapshot, write_bytes, writing
-from rewards.fetch import RELEASES, fetched_folder
+from mpo.store import Artifact, digest, write_bytes, writing
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
 VERSIONS = {"generate": 1, "score": 2, "pair": 1, "train": 1, "select": 1, "evaluate": 1, "report": 2}
@@ -25,14 +24,6 @@ CARD = "README.md"  # of the tuned model
 
 # Settings of training that change neither the adapter nor what it is called.
 _UNSEEN = ("save_steps", "logging_steps", "report_to")
-
-_FEATURE_FILES = ("path", "tokenizer", "processor")  # keys of a feature that name files
-
-_COMMON = ("facts.py", "scenes.py")
-_ORACLES = {  # the code that decides what an oracle says
-    "quickstart": ("oracle.py", "world.py", *_COMMON),
-    "quickstart_video": ("video/oracle.py", "video/world.py", *_COMMON),
-}
 
 
 @dataclass(frozen=True)
@@ -140,155 +131,100 @@ def resolve(config: RunConfig, now: bool = True) -> Run:
     validation = []
     if config.validate.every:
         validation = validation_prompts(config.prompts, config.validate.prompts, train, heldout)
-    identities = Identities(Path(config.store))
-
-    def identity(setting: str, path: str) -> str | None:
-        try:
-            return identities.of(path, now)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{setting} = {error}") from error
-
-    _check_model("generator.path", config.generator.path, "model_index.json")
-    _check_model("reward.judge", config.reward.judge, "config.json")
-    generator = _settings(config.generator, "device") | {
-        "path": identity("generator.path", config.generator.path)
-    }
-    reward = _settings(config.reward, "device", "batch_size", "cache")
-    reward["judge"] = identity("reward.judge", config.reward.judge)
-    reward["checklist"] = identities.of(_checklist_path(config.reward.checklist))
-    reward["features"] = {
-        feature: {
-            key: identity(f"reward.features.{feature}.{key}", value) if key in _FEATURE_FILES else value
-            for key, value in values.items()
-            if key not in ("device", "batch_size")
-        }
-        for feature, values in config.reward.features.items()
-    }
-    oracle = None
-    if config.evaluate.oracle:
-        sources = [Path(quickstart.__path__[0]) / name for name in _ORACLES[config.evaluate.oracle]]
-        oracle = {
-            "oracle": config.evaluate.oracle,
-            "code": [identities.of(str(source)) for source in sources],
-        }
-    data = _data(config.pairs.source, identities, now) if config.pairs.source else {}
-    made = _name(config, (train, heldout, validation), generator, reward, oracle, data)
+    prompts = {"train": train, "heldout": heldout, "validation": validation}
+    made = _Names(config, prompts, identify(config, now)).all()
     return Run(config, train, heldout, made, validation)
 
 
-def _data(source: str, identities: Identities, now: bool) -> dict[str, str | None]:
-    """What the pairs from elsewhere are: a folder by its content, a data set of the hub by its commit."""
-    if Path(source).is_dir():
-        return {"data": identities.of(source, now), "revision": None}
-    try:
-        snapshot = hub_snapshot(source, online=now, kind="dataset")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"pairs.from = {error}") from error
-    revision = snapshot and snapshot.name
-    return {"data": f"{source}@{revision}", "revision": revision}
+@dataclass(frozen=True)
+class _Names:
+    """The artifacts of a config, given what its inputs are."""
 
+    config: RunConfig
+    prompts: Mapping[str, Sequence[str]]  # train, heldout and validation
+    inputs: Inputs
 
-def _checklist_path(source: str) -> str:
-    """The file or folder of a checklist, which may be given by the name of a fetched one."""
-    if source in RELEASES:
-        return str(fetched_folder(source))
-    if not Path(source).exists():
-        names = ", ".join(RELEASES)
-        raise FileNotFoundError(f"reward.checklist = {source}: no such file or folder, nor one of {names}")
-    return source
-
-
-def _check_model(setting: str, path: str, index: str) -> None:
-    """Refuse a local folder that holds no model, before anything is made with it."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return  # a hub id, which is looked up
-    if not (folder / index).is_file():
-        raise FileNotFoundError(f"{setting} = {path!r}: has no {index}, so it is no model folder")
-    if not any(folder.rglob("*.safetensors")):
-        raise FileNotFoundError(f"{setting} = {path!r}: has no weights (*.safetensors)")
-
-
-def _name(
-    config: RunConfig,
-    prompts: tuple[Sequence[str], Sequence[str], Sequence[str]],
-    generator: dict[str, Any],
-    reward: dict[str, Any],
-    oracle: dict[str, Any] | None,
-    data: dict[str, str | None],
-) -> Artifacts:
-    store = Path(config.store)
-    train, heldout, validation = prompts
-
-    def made(stage: str, **inputs: Any) -> Artifact:
-        return Artifact.at(store, stage, {"version": VERSIONS[stage], **inputs})
+    def made(self, stage: str, **inputs: Any) -> Artifact:
+        return Artifact.at(Path(self.config.store), stage, {"version": VERSIONS[stage], **inputs})
 
     def samples(
-        prompts: Sequence[str], purpose: str, count: int, adapter: str | None = None, seed: int = config.seed
+        self, purpose: str, count: int, adapter: str | None = None, seed: int | None = None
     ) -> Artifact:
-        return made(
+        """Samples for the prompts of a purpose; of the base model where there is no `adapter`."""
+        return self.made(
             "generate",
-            generator=generator,
+            generator=self.inputs.generator,
             adapter=adapter,
-            prompts=digest(list(prompts)),
-            seed=[seed, purpose],
+            prompts=digest(list(self.prompts[purpose])),
+            seed=[self.config.seed if seed is None else seed, purpose],
             samples=count,
-            shard_size=config.generate.shard_size,
+            shard_size=self.config.generate.shard_size,
         )
 
-    def scores(of: Artifact, by: dict[str, Any]) -> Artifact:
-        return made("score", samples=of.name, reward=by)
+    def scores(self, of: Artifact, by: dict[str, Any] | None = None) -> Artifact:
+        return self.made("score", samples=of.name, reward=by or self.inputs.reward)
 
-    def one_round(number: int, before: Artifact | None) -> Round:
+    def candidates(self, start: str | None, seed: int) -> Artifact:
+        """What a round pairs: samples, or what was brought from elsewhere."""
+        if not self.config.pairs.source:
+            return self.samples("train", self.config.generate.candidates, start, seed)
+        size = self.config.generate.shard_size
+        return self.made(
+            "generate", generator=self.inputs.generator, **self.inputs.data, samples=2, shard_size=size
+        )
+
+    def round(self, number: int, before: Artifact | None) -> Round:
         """Round `number`, from 0; a run of more rounds shares its first with a run of one."""
+        config = self.config
         seed, start = config.seed + number, before and before.name
-        if config.pairs.source:
-            size = config.generate.shard_size
-            candidates = made("generate", generator=generator, **data, samples=2, shard_size=size)
-        else:
-            candidates = samples(train, "train", config.generate.candidates, start, seed)
-        scored = scores(candidates, reward)
+        candidates = self.candidates(start, seed)
+        scored = self.scores(candidates)
         count = config.pairs.candidates or config.generate.candidates
         choice = {
             "objectives": asdict(config.objectives),
-            "pairs": _settings(config.pairs, "source", "allow_bad") | {"candidates": count},
+            "pairs": settings_of(config.pairs, "source", "allow_bad") | {"candidates": count},
         }
-        pairs = made("pair", scores=scored.name, **choice, seed=seed)
+        pairs = self.made("pair", scores=scored.name, **choice, seed=seed)
         further = {"start": start, "reference": config.reference} if before else {}
         further |= {"keep": config.validate.every} if config.validate.every else {}
-        training = made(
-            "train", pairs=pairs.name, train=_settings(config.train, *_UNSEEN), seed=seed, **further
+        training = self.made(
+            "train", pairs=pairs.name, train=settings_of(config.train, *_UNSEEN), seed=seed, **further
         )
         validated, selection = {}, None
         if config.validate.every:
             for step in steps_to_validate(config):
                 weights = f"{training.name}/{step}" if step else start
-                drawn = samples(validation, "validation", config.validate.samples, weights)
-                validated[step] = drawn, scores(drawn, reward)
-            selection = made(
-                "select", training=training.name, scores=[s.name for _, s in validated.values()], **choice
-            )
+                drawn = self.samples("validation", config.validate.samples, weights)
+                validated[step] = drawn, self.scores(drawn)
+            names = [scores.name for _, scores in validated.values()]
+            selection = self.made("select", training=training.name, scores=names, **choice)
         return Round(candidates, scored, pairs, training, validated, selection, before, seed)
 
-    rounds: list[Round] = []
-    for number in range(config.rounds):
-        rounds.append(one_round(number, rounds[-1].result if rounds else None))
-    last = rounds[-1]
-    base = samples(heldout, "heldout", config.evaluate.samples)
-    tuned = samples(heldout, "heldout", config.evaluate.samples, last.result.name)
-    base_scores, tuned_scores = scores(base, reward), scores(tuned, reward)
-    base_facts, tuned_facts = (scores(base, oracle), scores(tuned, oracle)) if oracle else (None, None)
-    evaluation = made(
-        "evaluate",
-        scores=[part.name for part in (base_scores, tuned_scores, base_facts, tuned_facts) if part],
-        bootstrap=config.evaluate.bootstrap,
-        seed=config.seed,
-    )
-    report = made("report", name=config.name, training=last.training.name, evaluation=evaluation.name)
-    return Artifacts(
-        last.candidates, last.scores, last.pairs, last.training,
-        base, base_scores, base_facts, tuned, tuned_scores, tuned_facts, evaluation, report, tuple(rounds),
-    )  # fmt: skip
+    def all(self) -> Artifacts:
+        rounds: list[Round] = []
+        for number in range(self.config.rounds):
+            rounds.append(self.round(number, rounds[-1].result if rounds else None))
+        last, evaluate = rounds[-1], self.config.evaluate
+        base = self.samples("heldout", evaluate.samples)
+        tuned = self.samples("heldout", evaluate.samples, last.result.name)
+        base_scores, tuned_scores = self.scores(base), self.scores(tuned)
+        base_facts, tuned_facts = (
+            self.scores(part, self.inputs.oracle) if self.inputs.oracle else None for part in (base, tuned)
+        )
+        evaluation = self.made(
+            "evaluate",
+            scores=[part.name for part in (base_scores, tuned_scores, base_facts, tuned_facts) if part],
+            bootstrap=evaluate.bootstrap,
+            seed=self.config.seed,
+        )
+        report = self.made(
+            "report", name=self.config.name, training=last.training.name, evaluation=evaluation.name
+        )
+        return Artifacts(
+            last.candidates, last.scores, last.pairs, last.training,
+            base, base_scores, base_facts, tuned, tuned_scores, tuned_facts, evaluation, report,
+            tuple(rounds),
+        )  # fmt: skip
 
 
 def steps_to_validate(config: RunConfig) -> list[int]:
@@ -332,7 +268,3 @@ def _link_inside(folder: Path, target: Path, there: bool) -> None:
             folder.rmdir()
     for name, path in wanted.items():
         _link(folder / name, path, True)
-
-
-def _settings(section: Any, *without: str) -> dict[str, Any]:
-    return {name: value for name, value in asdict(section).items() if name not in without}

@@ -6,18 +6,17 @@ OmegaConf, so that unknown keys and wrong types are refused with one line, and r
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from mpo.config_checks import ConfigError, check, renamed
+from mpo.config_keys import check_keys, explain
 
 STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
@@ -259,7 +258,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
             raise ConfigError(f"{path}: not set: {', '.join(sorted(missing))}")
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(_explain(error, layers[1:])) from error
+        raise ConfigError(explain(error, layers[1:], RunConfig)) from error
     check(config)
     return config
 
@@ -272,7 +271,7 @@ def to_yaml(config: RunConfig) -> str:
 def _read_yaml(path: Path) -> Any:
     try:
         layer = renamed(OmegaConf.load(path))
-        _check_keys(OmegaConf.to_container(layer), RunConfig, "")
+        check_keys(OmegaConf.to_container(layer), RunConfig)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     except ConfigError as error:
@@ -289,7 +288,7 @@ def _read_overrides(overrides: Sequence[str]) -> Any:
         if override.startswith(_DIMS):
             layer = OmegaConf.merge(layer, _objective_override(override))
     layer = renamed(layer)
-    _check_keys(OmegaConf.to_container(layer), RunConfig, "")
+    check_keys(OmegaConf.to_container(layer), RunConfig)
     return layer
 
 
@@ -301,66 +300,3 @@ def _objective_override(override: str) -> Any:
     if not entry or isinstance(value, dict):  # a whole entry: objectives.dims.dynamic={role: hold}
         return OmegaConf.create({"objectives": {"dims": {key: value}}})
     return OmegaConf.create({"objectives": {"dims": {entry: {setting: value}}}})
-
-
-def _check_keys(node: Any, kind: type, prefix: str) -> None:
-    """Refuse keys that the dataclass `kind` lacks, and anything but a mapping in a section's place."""
-    if not isinstance(node, dict):
-        where = f"{prefix} = {node!r}" if prefix else "the file"
-        raise ConfigError(f"{where}: must be a mapping with the keys {', '.join(get_type_hints(kind))}")
-    hints = get_type_hints(kind)
-    for key, value in node.items():
-        name = f"{prefix}.{key}" if prefix else str(key)
-        if key not in hints:
-            raise ConfigError(f"{name}: no such setting; the nearest is {_nearest(str(key), prefix, hints)}")
-        inner = hints[key]
-        if is_dataclass(inner):
-            _check_keys(value, inner, name)
-        elif get_origin(inner) is dict and isinstance(value, dict) and is_dataclass(get_args(inner)[1]):
-            for entry, settings in value.items():
-                _check_keys(settings, get_args(inner)[1], f"{name}.{entry}")
-
-
-def _nearest(key: str, prefix: str, siblings: Iterable[str]) -> str:
-    """The setting most like `key`: one beside it if any is close, else the best of the whole config."""
-    beside = difflib.get_close_matches(key, list(siblings), n=1)
-    if beside:
-        return f"{prefix}.{beside[0]}" if prefix else beside[0]
-    leaves = {name: name.rpartition(".")[2] for name in _all_keys(RunConfig, "")}
-    return max(leaves, key=lambda name: difflib.SequenceMatcher(None, key, leaves[name]).ratio())
-
-
-def _all_keys(kind: type, prefix: str) -> Iterator[str]:
-    for key, hint in get_type_hints(kind).items():
-        yield prefix + key
-        if is_dataclass(hint):
-            yield from _all_keys(hint, f"{prefix}{key}.")
-
-
-def _explain(error: OmegaConfBaseException, layers: Sequence[Any]) -> str:
-    """One line for what OmegaConf refused: the key, the value given, the type wanted."""
-    key = error.full_key or ""
-    reason = (error.msg or str(error)).splitlines()[0]
-    hint: Any = RunConfig
-    for part in key.split("."):
-        hints = get_type_hints(hint) if is_dataclass(hint) else {}
-        hint = hints[part] if part in hints else get_args(hint)[-1] if get_origin(hint) is dict else None
-    if hint is None or not isinstance(error, ValidationError):
-        return f"{key}: {reason}".lstrip(": ")
-    value = None
-    for layer in layers:  # the last layer that sets the key has the word
-        node = OmegaConf.to_container(layer)
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        value = node if node is not None else value
-    return f"{key} = {value!r}: must be {_type_name(hint)}"
-
-
-def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    if isinstance(hint, UnionType):
-        parts = [part for part in get_args(hint) if part is not int or float not in get_args(hint)]
-        return " or ".join(_type_name(part) for part in parts)
-    if get_origin(hint) is list:
-        return f"a list, each {_type_name(get_args(hint)[0])}"
-    return names.get(hint, "a mapping")
