@@ -13,7 +13,7 @@ from mpo.ablate import Job
 from mpo.ablation import Ablation
 from mpo.ablation_results import Results, results, write_results
 from mpo.ablation_roles import roles_kept
-from mpo.ablation_tables import latex, markdown
+from mpo.ablation_tables import Table, latex, markdown, tables
 from mpo.compare import compare_page
 from mpo.plots import axis_figure, pareto_figure, save_figure
 from mpo.store import write_bytes
@@ -41,16 +41,22 @@ def show_results(ablation: Ablation, jobs: Sequence[Job], pareto: Sequence[tuple
     if axes:
         written.append(folder / f"pareto-{'-'.join(score for _, score in axes)}.svg")
         save_figure(pareto_figure(found, *axes), written[-1])
-    console.print(Markdown(markdown(found, kept)))
+    text = markdown(found, kept)
+    wide = max(map(len, text.splitlines()))  # a terminal may wrap a line, but no number is cut off
+    Console(width=max(console.width, wide), soft_wrap=True).print(Markdown(text))
     try:
-        written.append(_page(ablation, jobs, [path for path in written if path.suffix == ".svg"]))
+        figures = [path for path in written if path.suffix == ".svg"]
+        written.append(_page(ablation, jobs, figures, tables(found, kept)))
     except ValueError as error:  # a single arm, or arms whose checklists have no dimension in common
         console.print(f"no ablation.html: {error}", markup=False)
     print("written: " + ", ".join(map(str, written)))
 
 
-def _page(ablation: Ablation, jobs: Sequence[Job], figures: Sequence[Path]) -> Path:
-    """Write ablation.html: all arms that are complete at the first seed at which the base arm is.
+def _page(
+    ablation: Ablation, jobs: Sequence[Job], figures: Sequence[Path], over_seeds: Sequence[Table]
+) -> Path:
+    """Write ablation.html: the tables over all seeds, and side by side the arms complete at the first
+    seed at which the base arm is.
 
     Raises ValueError for runs that cannot be compared.
     """
@@ -60,7 +66,9 @@ def _page(ablation: Ablation, jobs: Sequence[Job], figures: Sequence[Path]) -> P
     runs = {job.member.arm.name: job.run for job in done if job.member.seed == seed}
     ordered = [runs[arm.name] for arm in ablation.arms() if arm.name in runs]
     path = Path(ablation.folder) / "ablation.html"
-    write_bytes(path, compare_page(ordered, f"{ablation.name}: the arms at seed {seed}", figures).encode())
+    write_bytes(
+        path, compare_page(ordered, f"{ablation.name}: the arms at seed {seed}", figures, over_seeds).encode()
+    )
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mpo.ablation_results import Result, Results
 from mpo.ablation_roles import LEVEL, Kept
@@ -11,39 +12,46 @@ from mpo.significance import Estimate
 ROLES = ["arm", "dimension", "role", "change", "95 % interval", "p", "found"]
 
 
-def markdown(found: Results, kept: Sequence[Kept] = ()) -> str:
+@dataclass(frozen=True)
+class Table:
+    """Words and numbers as they are shown; the first two columns are words."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+def tables(found: Results, kept: Sequence[Kept] = ()) -> list[Table]:
     """The change that each arm makes, how it differs from the base arm, and, where arms hold or ignore
     dimensions, what became of each role."""
     header, changes, differences = _cells(found)
+    made = [Table(_caption(found), header, changes), Table(_against(found), header, differences)]
+    return [*made, Table(_roles(kept), ROLES, _role_rows(found, kept))] if kept else made
 
-    def table(rows: Sequence[Sequence[str]], header: Sequence[str] = header) -> str:
-        lines = [header, ["---"] * 2 + ["---:"] * (len(header) - 2), *rows]
-        return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
-    texts = [f"**{_caption(found)}**", table(changes), f"**{_against(found)}**", table(differences)]
-    if kept:
-        texts += [f"**{_roles(kept)}**", table(_role_rows(found, kept), ROLES)]
+def markdown(found: Results, kept: Sequence[Kept] = ()) -> str:
+    """The tables in Markdown."""
+    texts = []
+    for table in tables(found, kept):
+        lines = [table.header, ["---"] * 2 + ["---:"] * (len(table.header) - 2), *table.rows]
+        texts += [f"**{table.caption}**", "\n".join("| " + " | ".join(row) + " |" for row in lines)]
     return "\n\n".join(texts + ([_missing(found)] if found.missing else [])) + "\n"
 
 
 def latex(found: Results, kept: Sequence[Kept] = ()) -> str:
     """The same tables for booktabs."""
-    header, changes, differences = _cells(found)
 
-    def table(caption: str, rows: Sequence[Sequence[str]], header: Sequence[str] = header) -> str:
-        body = "\n".join(" & ".join(_tex(cell) for cell in row) + r" \\" for row in rows)
+    def tex(table: Table) -> str:
+        body = "\n".join(" & ".join(_tex(cell) for cell in row) + r" \\" for row in table.rows)
         return (
             "\\begin{table}\n\\centering\n\\small\n"
-            f"\\caption{{{_tex(caption)}}}\n"
-            f"\\begin{{tabular}}{{lr{'r' * (len(header) - 2)}}}\n\\toprule\n"
-            + " & ".join(_tex(cell) for cell in header)
+            f"\\caption{{{_tex(table.caption)}}}\n"
+            f"\\begin{{tabular}}{{lr{'r' * (len(table.header) - 2)}}}\n\\toprule\n"
+            + " & ".join(_tex(cell) for cell in table.header)
             + f" \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
         )
 
-    tables = [table(_caption(found), changes), table(_against(found), differences)]
-    if kept:
-        tables.append(table(_roles(kept), _role_rows(found, kept), ROLES))
-    return "\n".join(tables)
+    return "\n".join(map(tex, tables(found, kept)))
 
 
 def _cells(found: Results) -> tuple[list[str], list[list[str]], list[list[str]]]:

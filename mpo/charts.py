@@ -12,6 +12,7 @@ from html import escape
 from markupsafe import Markup
 
 MINUS = "\N{MINUS SIGN}"
+ROUNDING = 1e-5  # changes below it are rounding, here as in pages/dom.js
 
 
 def interval(low: float, value: float, high: float, reach: float) -> Markup:
@@ -76,6 +77,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]]) -> Markup:
     for index, (name, curve) in enumerate(series.items()):
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in (at(x, y) for x, y in curve))
         parts.append(f'<polyline class="curve c{index}" points="{path}"/>')
+        if len(curve) == 1:  # a line of one point is not to be seen
+            px, py = at(*curve[0])
+            parts.append(f'<circle class="point c{index}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>')
         if len(series) > 1:
             x = left + 110 * index
             parts.append(f'<line class="curve c{index}" x1="{x}" x2="{x + 18}" y1="9" y2="9"/>')
@@ -109,8 +113,8 @@ def signed(value: float, digits: int) -> str:
 
 
 def decimals(reach: float) -> int:
-    """How many of them show three digits of `reach`, and at least one."""
-    return max(1, 2 - math.floor(math.log10(reach))) if reach > 0 else 1
+    """How many of them show three digits of `reach`: from one to six, and one where all is rounding."""
+    return min(6, max(1, 2 - math.floor(math.log10(reach)))) if reach > ROUNDING else 1
 
 
 def _percent(x: float, low: float, high: float, margin: float = 2.0) -> str:

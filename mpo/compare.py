@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from mpo.report import assets, template
 from mpo.scores import ScoreTable, read_scores
 from mpo.statistics import bootstrap_interval
 from mpo.store import Artifact, read_table
+
+if TYPE_CHECKING:
+    from mpo.ablation_tables import Table
 
 _PLACES = ("name", "run_dir", "store")  # settings that say where a run lies, not what it is
 
@@ -77,14 +80,17 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
     return Comparison(_labels(runs), paired, [len(found) for found in prompts], scores, _differences(runs))
 
 
-def compare_page(runs: Sequence[Run], title: str, figures: Sequence[Path] = ()) -> str:
-    """One page without network: the comparison, the settings that differ, `figures` (SVG or PNG files), and
-    the same prompts by every run, with a slider over them."""
+def compare_page(
+    runs: Sequence[Run], title: str, figures: Sequence[Path] = (), tables: Sequence[Table] = ()
+) -> str:
+    """One page without network: `tables`, `figures` (SVG or PNG files), the comparison, the same prompts by
+    every run with a slider over them, and the settings that differ."""
     found = compare_runs(runs)
     galleries = {"samples": _gallery(runs)} if found.paired else {}
     return template("compare.html.jinja").render(
         title=title,
         found=found,
+        tables=tables,
         charts=charts,
         figures={path.stem.replace("-", " "): data_uri(path) for path in figures},
         data=pack(galleries),

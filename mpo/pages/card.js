@@ -64,10 +64,11 @@ function bars(gallery, first, second) {
 
 /** Every question's answer for both samples, by reward; an ellipsis stands for the prompt. */
 function answers(gallery, first, second, steps) {
-  const cell = (p) => p === null ? "–" : `${p > 0.5 ? "yes" : "no"} ${p > 0 && p < 1 ? p.toFixed(2) : ""}`;
   return Object.entries(gallery.rewards).map(([reward, { questions }]) => {
     const before = first.p_yes[reward], after = second.p_yes[reward];
     if (!before || !after || !questions.length) return null;
+    const certain = [...before, ...after].every((p) => p === null || p === 0 || p === 1); // facts, not chances
+    const cell = (p) => p === null ? "–" : `${p > 0.5 ? "yes" : "no"} ${certain ? "" : p.toFixed(2)}`;
     return h("table", { class: "asked" },
       h("thead", {}, h("tr", {}, h("th", {}, `asked by the ${reward}`), steps.map((step) => h("th", { class: "n" }, step)))),
       questions.map(([, words], k) => {
@@ -85,14 +86,19 @@ function figures(card, first, second, steps, controls = false) {
     h("figure", {}, medium(sample, `${steps[k]}: ${card.prompt}`, controls), h("figcaption", {}, steps[k]))));
 }
 
+/** A card's change in words; a sample that could not be scored has none. */
+function summary(gallery, change) {
+  return change === null ? "no score" : `${gallery.measure} ${signed(change, gallery.digits)}`;
+}
+
 /** A card of the list. Hover and focus show the answers beside it and play its clips; Enter opens it. */
 function article(gallery, card, open) {
   const [first, second] = gallery.both(card), steps = gallery.names();
-  const change = gallery.change(card);
-  const element = h("article", { tabIndex: 0, "aria-label": `${card.prompt}; ${gallery.measure} ${signed(change, gallery.digits)}. Enter shows it large.` },
+  const change = gallery.change(card), sum = summary(gallery, change);
+  const element = h("article", { tabIndex: 0, "aria-label": `${card.prompt}; ${sum}. Enter shows it large.` },
     h("p", { class: "prompt", title: card.prompt }, card.prompt),
     figures(card, first, second, steps),
-    h("p", { class: `sum ${side(change)}` }, `${gallery.measure} ${signed(change, gallery.digits)}`),
+    h("p", { class: `sum ${side(change ?? 0)}` }, sum),
     bars(gallery, first, second));
   let waiting = null, beside = null;
   const show = () => {

@@ -1,6 +1,6 @@
 // The galleries: what is shown and in what order, the slider over steps, and the large view.
 
-const PAGE = 24; // cards that are laid out at once
+const PAGE = innerWidth < 640 ? 8 : 24; // cards that are laid out at once; one column is long soon
 
 /** What a gallery knows of its cards: which two samples are side by side, and by how much they differ. */
 function gallery(name, content) {
@@ -88,12 +88,11 @@ function lay(place, name) {
 
   function tools() {
     const several = Object.keys(found.rewards).length > 1;
-    const last = found.steps.at(-1);
     spread.replaceChildren(h("span"), h("svg"), h("div", { class: "ends" }, end("low", "least"), end("high", "greatest")));
     return h("form", { class: "tools", role: "search", "aria-label": `Filter ${name}`, onsubmit: (event) => event.preventDefault() },
       several && choice("reward", Object.keys(found.rewards).map((key) => [key, key]), state.reward, (reward) => { filter({ reward, dimension: "", way: "" }); redo(); }),
       choice("dimension", [["", "total"], ...found.rewards[state.reward].dimensions.map((label, k) => [k, label])], state.dimension, (dimension) => filter({ dimension })),
-      choice(`${last} is`, [["", "anything"], ["rise", "better"], ["same", "the same"], ["fall", "worse"]], state.way, (way) => filter({ way })),
+      choice(`${found.slider ? "shown" : found.steps.at(-1)} is`, [["", "anything"], ["rise", "better"], ["same", "the same"], ["fall", "worse"]], state.way, (way) => filter({ way })),
       choice("order", [["down", "greatest first"], ["up", "least first"]], state.order, (order) => filter({ order })),
       h("label", {}, h("span", {}, "prompt"), h("input", { type: "search", value: state.words, placeholder: "words", oninput: (event) => filter({ words: event.target.value }) })),
       spread,
@@ -144,7 +143,7 @@ function enlarge(found, cards, card) {
     const one = cards[at], [first, second] = found.both(one), steps = found.names(), change = found.change(one);
     body.replaceChildren(
       figures(one, first, second, steps, true),
-      h("p", { class: `sum ${side(change ?? 0)}` }, change === null ? "no score" : `${found.measure} ${signed(change, found.digits)}`),
+      h("p", { class: `sum ${side(change ?? 0)}` }, summary(found, change)),
       h("div", { class: "columns" }, h("div", {}, bars(found, first, second)), h("div", {}, answers(found, first, second, steps))));
     title.textContent = one.prompt;
     place.textContent = `${at + 1} of ${cards.length}`;

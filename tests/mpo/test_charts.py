@@ -35,6 +35,12 @@ def test_curves_share_their_axes():
     assert middle == pytest.approx((y0 + y1) / 2)
 
 
+def test_a_curve_of_one_step_is_a_point():
+    assert "<circle" not in lines({"a": [(0, 0.0), (20, 1.0)]})
+    ((x, y),) = re.findall(r'<circle class="point c0" cx="([\d.]+)" cy="([\d.]+)"', lines({"a": [(2, 0.3)]}))
+    assert 52 <= float(x) <= 360 and 0 < float(y) < 190  # within the axes
+
+
 @pytest.mark.parametrize(("low", "high"), [(0, 150), (-0.031, 0.27), (0.69, 0.70), (5, 5), (-3e-7, 1e-7)])
 def test_ticks_are_round_and_hold_the_range(low, high):
     found = ticks(low, high, 4)
@@ -52,4 +58,4 @@ def test_numbers_are_short_and_signs_are_true():
         and signed(-2.0, 1) == "−2.0"
         and fixed(-2.0, 2) == "−2.00"
     )
-    assert [decimals(reach) for reach in (0.021, 0.5, 4.0, 99.0, 1000.0, 0.0)] == [4, 3, 2, 1, 1, 1]
+    assert [decimals(reach) for reach in (0.021, 0.5, 4.0, 99.0, 1000.0, 0.0, 1e-9, 2e-5)] == [4, 3, 2, 1, 1, 1, 1, 6]
