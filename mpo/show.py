@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from mpo.compare import Comparison
 
 console = Console(soft_wrap=True)
+YIELD_COLUMNS = ("granularity", "margin", "pairs", "of all", "a prompt", "prompts without")
 
 
 def stage_table(run: Run) -> None:
@@ -25,37 +27,31 @@ def stage_table(run: Run) -> None:
     console.print(table)
 
 
+def yield_cells(row: Mapping[str, Any]) -> list[str]:
+    """What stands under `YIELD_COLUMNS` for a `mpo.yields.Yield`, given by its fields."""
+    return [
+        row["granularity"],
+        f"{row['margin']:.3g}",
+        f"{row['pairs']:,}",
+        f"{row['share']:.0%}",
+        f"{row['pairs_per_prompt']:.2f}",
+        f"{row['prompts_without']:,}",
+    ]
+
+
 def yield_table(run: Run) -> None:
     """Print how many pairs each granularity and margin gives, and what blocks them, once pairing is done."""
     pairs = run.artifacts.pairs
     if not pairs.done:
         return
     content = json.loads((pairs.folder / "yield.json").read_text())
-    table = Table(
-        "granularity",
-        "margin",
-        "pairs",
-        "of all",
-        "a prompt",
-        "prompts without",
-        "blocks most",
-        title="yield",
-    )
+    table = Table(*YIELD_COLUMNS, "blocks most", title="yield")
     chosen = run.config.objectives.granularity
     for row in content["rows"]:
         most = sorted(row["blocks"].items(), key=lambda entry: -entry[1])[:2]
         blocks = ", ".join(f"{name} {share:.0%}" for name, share in most if share > 0)
         ours = row["granularity"] == chosen and abs(row["margin"] - run.config.pairs.margin) < 1e-12
-        table.add_row(
-            row["granularity"],
-            f"{row['margin']:.3g}",
-            f"{row['pairs']:,}",
-            f"{row['share']:.0%}",
-            f"{row['pairs_per_prompt']:.2f}",
-            f"{row['prompts_without']:,}",
-            blocks,
-            style="bold" if ours else None,
-        )
+        table.add_row(*yield_cells(row), blocks, style="bold" if ours else None)
     console.print(table)
     facts = pairs.facts()
     missing = f", {content['missing']:,} candidates without a score" if content["missing"] else ""

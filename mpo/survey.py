@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from mpo.artifacts import Run
@@ -17,10 +16,9 @@ from mpo.config import GRANULARITIES, RULES, RunConfig
 from mpo.objectives import at_granularity, general_slack
 from mpo.plots import save_figure, yield_figure
 from mpo.scores import Levels, first_candidates, read_scores
+from mpo.show import YIELD_COLUMNS, console, yield_cells
 from mpo.store import write_bytes, write_json
 from mpo.yields import Reach, RuleYield, Yield, YieldReport, reach, rule_yields, yield_report
-
-console = Console(soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -136,15 +134,8 @@ def _reach_line(one: Reach, margin: float) -> str:
 
 def _margin_table(found: Survey) -> Table:
     report = found.report
-    table = Table(
-        "granularity",
-        "margin",
-        "pairs",
-        "of all",
-        "a prompt",
-        "prompts without",
-        title=f"{found.config.name}: pairs of {report.prompts:,} prompts with {report.candidates} candidates",
-    )
+    title = f"{found.config.name}: pairs of {report.prompts:,} prompts with {report.candidates} candidates"
+    table = Table(*YIELD_COLUMNS, title=title)
     rows = [row for row in report.rows if row.candidates == report.candidates]
     for number, row in enumerate(rows, 1):
         ours = (row.granularity, row.margin) == (
@@ -152,12 +143,7 @@ def _margin_table(found: Survey) -> Table:
             found.config.pairs.margin,
         )
         table.add_row(
-            row.granularity,
-            f"{row.margin:.3g}",
-            f"{row.pairs:,}",
-            f"{row.share:.0%}",
-            f"{row.pairs_per_prompt:.2f}",
-            f"{row.prompts_without:,}",
+            *yield_cells(vars(row)),
             style="bold" if ours else None,
             end_section=number < len(rows) and rows[number].granularity != row.granularity,
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import string
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from tiny_components import clip, clip_tokenizer, t5, t5_tokenizer, vae
 
 
 def generator_config(kind: str, path: Path | str, **changes) -> SimpleNamespace:
@@ -44,48 +44,6 @@ def _spread(module: torch.nn.Module) -> None:
             torch.nn.init.normal_(parameter, std=0.05)
 
 
-def _clip_tokenizer():
-    from transformers import CLIPTokenizer
-
-    tokens = ["<|startoftext|>", "<|endoftext|>", *string.ascii_lowercase]
-    tokens += [letter + "</w>" for letter in string.ascii_lowercase]
-    vocab = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
-
-
-def _clip(projection: bool = False, width: int = 32):
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    config = CLIPTextConfig(
-        vocab_size=60,
-        hidden_size=width,
-        intermediate_size=37,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=16,
-        projection_dim=width,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
-
-
-def _vae(**changes):
-    from diffusers import AutoencoderKL
-
-    settings = {
-        "block_out_channels": [16, 16],
-        "in_channels": 3,
-        "out_channels": 3,
-        "down_block_types": ["DownEncoderBlock2D"] * 2,
-        "up_block_types": ["UpDecoderBlock2D"] * 2,
-        "latent_channels": 4,
-        "norm_num_groups": 8,
-    }
-    return AutoencoderKL(**settings | changes)
-
-
 def _stable_diffusion(prediction_type: str = "epsilon"):
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
@@ -109,39 +67,15 @@ def _stable_diffusion(prediction_type: str = "epsilon"):
         prediction_type=prediction_type,
     )
     return StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=_clip(),
-        tokenizer=_clip_tokenizer(),
+        vae=vae(),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def _t5(width: int = 32, multilingual: bool = False):
-    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
-
-    settings = {
-        "vocab_size": 32,
-        "d_model": width,
-        "d_kv": 8,
-        "d_ff": 37,
-        "num_layers": 2,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 8,
-    }
-    if multilingual:
-        return UMT5EncoderModel(UMT5Config(**settings)).eval()
-    return T5EncoderModel(T5Config(**settings)).eval()
-
-
-def _t5_tokenizer():
-    from transformers import T5Tokenizer
-
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
-    return T5Tokenizer(vocab=special + [(letter, -3.0) for letter in string.ascii_lowercase], extra_ids=0)
 
 
 def _stable_diffusion_xl():
@@ -170,11 +104,11 @@ def _stable_diffusion_xl():
         steps_offset=1,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(),
-        text_encoder=_clip(),
-        text_encoder_2=_clip(projection=True),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
+        vae=vae(),
+        text_encoder=clip(),
+        text_encoder_2=clip(projection=True),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=unet,
         scheduler=scheduler,
         add_watermarker=False,
@@ -198,13 +132,13 @@ def _stable_diffusion_3():
         pos_embed_max_size=8,
     )
     return StableDiffusion3Pipeline(
-        vae=_vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(projection=True),
-        text_encoder_2=_clip(projection=True),
-        text_encoder_3=_t5(64),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
-        tokenizer_3=_t5_tokenizer(),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(projection=True),
+        text_encoder_2=clip(projection=True),
+        text_encoder_3=t5(64),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
@@ -234,11 +168,11 @@ def _flux(guidance_embeds: bool = True):
         max_image_seq_len=4096,
     )
     return FluxPipeline(
-        vae=_vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(),
-        text_encoder_2=_t5(),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_t5_tokenizer(),
+        vae=vae(shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(),
+        text_encoder_2=t5(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
         transformer=transformer,
         scheduler=scheduler,
     )
@@ -293,7 +227,7 @@ def _cogvideox(rotary: bool = False):
     else:
         scheduler = CogVideoXDDIMScheduler(snr_shift_scale=3.0, **schedule)
     return CogVideoXPipeline(
-        tokenizer=_t5_tokenizer(), text_encoder=_t5(), vae=vae, transformer=transformer, scheduler=scheduler
+        tokenizer=t5_tokenizer(), text_encoder=t5(), vae=vae, transformer=transformer, scheduler=scheduler
     )
 
 
@@ -321,8 +255,8 @@ def _wan():
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     return WanPipeline(
-        tokenizer=_t5_tokenizer(),
-        text_encoder=_t5(multilingual=True),
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(multilingual=True),
         vae=vae,
         transformer=transformer,
         scheduler=scheduler,
