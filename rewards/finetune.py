@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -20,12 +21,14 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from omegaconf import OmegaConf
 from peft import LoraConfig, PeftModel
+from torch import nn
 from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
 from rewards.annotations import Annotations, balance, one_sided, read_annotations, split
 from rewards.build import load_judge
+from rewards.choice import check_choice
 from rewards.finetune_settings import JudgeTraining
 from rewards.judge_metrics import JudgeReport, measure_answers
 from rewards.judges.base import Failure
@@ -152,12 +155,15 @@ def _load(judge, item):
 class JudgeTrainer(SFTTrainer):
     """SFTTrainer that validates by asking: balanced accuracy over questions, as the judge will be used."""
 
-    def __init__(self, judge, validation: Annotations, **options):
+    def __init__(self, judge, validation: Annotations, frozen: Sequence[nn.Module], **options):
         super().__init__(model=judge.model, **options)
         self.judge = judge
         self.validation = validation
+        self.frozen = frozen
 
     def compute_loss(self, *args, **kwargs):
+        for module in self.frozen:
+            module.eval()  # or running means of a batch normalisation would move
         loss = super().compute_loss(*args, **kwargs)
         for metrics in self._metrics.values():
             metrics.pop("num_tokens", None)  # counted from the mask, which is no mask of tokens here
@@ -225,16 +231,19 @@ def answer_all(judge, annotations: Annotations, items) -> list[tuple[np.ndarray,
 def _trainer(settings: JudgeTraining, judge, train: Annotations, validation: Annotations) -> JudgeTrainer:
     rows = draw_sequences(train, settings)
     judge.model.requires_grad_(settings.mode == "full")
+    frozen = _frozen(judge.model, settings.frozen)
     lora = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
         target_modules=settings.lora_targets or "all-linear",
+        exclude_modules=rf"(.*\.)?({'|'.join(map(re.escape, settings.frozen))})(\..*)?" if frozen else None,
     )
     processor = judge.processor if isinstance(judge, TransformersJudge) else judge.processor.tokenizer
     return JudgeTrainer(
         judge,
         validation,
+        frozen,
         args=_arguments(settings),
         train_dataset=rows,
         eval_dataset=rows.select(range(1)),  # stands for the validation items, which `evaluate` asks about
@@ -243,6 +252,18 @@ def _trainer(settings: JudgeTraining, judge, train: Annotations, validation: Ann
         peft_config=lora if settings.mode == "lora" else None,
         callbacks=[EarlyStoppingCallback(settings.patience)],
     )
+
+
+def _frozen(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """Freeze the modules of these names, and return them; ValueError for a name that no module has."""
+    modules = dict(model.named_modules())
+    found = []
+    for name in names:
+        matches = [module for path, module in modules.items() if f".{path}".endswith(f".{name}")]
+        if not matches:
+            check_choice("frozen: module", name, sorted({part for path in modules for part in path.split(".")}))
+        found += matches
+    return [module.requires_grad_(False) for module in found]
 
 
 def _arguments(settings: JudgeTraining) -> SFTConfig:

@@ -38,6 +38,7 @@ class JudgeTraining:
     lora_alpha: int = 32
     lora_dropout: float = 0.0
     lora_targets: list[str] | None = None  # None: every linear layer but the head
+    frozen: list[str] = field(default_factory=list)  # names of modules that stay as they are: [vision_tower]
     balanced: bool = True  # as many yes as no of every question
     questions_per_sequence: int = 64  # at most; an item with more takes several sequences
     epochs: int = 1  # passes over the items, each with its own balanced draw and order

@@ -58,4 +58,5 @@ def test_numbers_are_short_and_signs_are_true():
         and signed(-2.0, 1) == "−2.0"
         and fixed(-2.0, 2) == "−2.00"
     )
-    assert [decimals(reach) for reach in (0.021, 0.5, 4.0, 99.0, 1000.0, 0.0, 1e-9, 2e-5)] == [4, 3, 2, 1, 1, 1, 1, 6]
+    reaches = (0.021, 0.5, 4.0, 99.0, 1000.0, 0.0, 1e-9, 2e-5)
+    assert [decimals(reach) for reach in reaches] == [4, 3, 2, 1, 1, 1, 1, 6]
