@@ -85,13 +85,25 @@ def test_bfloat16_matches_the_reference():
     close(logits_in("bfloat16"), recorded("video")["last_logits_bf16"])
 
 
-def test_bfloat16_rounds_as_the_reference_does():
-    """On any processor: kernels that round differently are off by 0.0025, and float32 by 0.0067. Angles of
-    the wrong type are off by 0.0037, exact frequencies by 0.0041.
+def rounded_once(hidden, weight, bias=None):
+    """A linear layer in bfloat16 whose sums are taken in float32 and rounded once."""
+    exact = torch.nn.functional.linear(hidden.float(), weight.float(), None if bias is None else bias.float())
+    return exact.to(hidden.dtype)
+
+
+def test_bfloat16_is_as_near_the_reference_as_two_ways_of_rounding_are(monkeypatch):
+    """On any processor. Its kernels, and sums that are rounded once, compute one model and differ by 0.0026
+    in the mean; the recorded numbers, of a third kind of kernels, are 0.97 and 1.02 times as far from them.
+    Angles of the wrong type make that 1.35 and 1.39; what is wrong in float32 too, other tests see.
     """
     expected = recorded("video")["last_logits_bf16"].float()
-    away = {name: (logits_in(name) - expected).abs().mean() for name in ("bfloat16", "float32")}
-    assert away["bfloat16"] < 0.5 * away["float32"]
+    here = logits_in("bfloat16")
+    monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, x: rounded_once(x, self.weight, self.bias))
+    once = logits_in("bfloat16")
+    apart = (here - once).abs().mean()
+    assert 0 < apart < 0.5 * (logits_in("float32") - expected).abs().mean()
+    for found in (here, once):
+        assert (found - expected).abs().mean() < 1.2 * apart
 
 
 def test_token_types_give_positions_and_experts():
