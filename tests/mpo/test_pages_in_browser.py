@@ -150,3 +150,27 @@ def test_a_narrow_screen_scrolls_one_way_only(opened, report, scheme):
     gallery(tab, "pairs").locator("article").first.tap()
     assert tab.locator("dialog .asked").count() == 1
     assert tab.evaluate("document.querySelector('dialog').scrollWidth") <= 380
+
+
+def test_samples_without_a_score_and_changes_of_nothing_are_shown_as_that(opened, report):
+    run = report[0]
+    cards = []
+    for card in run.galleries["heldout"].cards[:3]:
+        first = card.samples[0]
+        lost = replace(first, media=CLIPS[0], totals={}, dimensions={}, p_yes={})
+        cards.append(Card((first, lost, first), 0.0))  # a step that could not be scored, and no change
+    steps = replace(run.galleries["heldout"], steps=("step 0", "step 50", "step 100"), cards=tuple(cards))
+    still = {"delta": 0.0, "ci95": [0.0, 0.0]}
+    judge = run.evaluation["judge"]
+    unmoved = judge | {"dimensions": {name: row | still for name, row in judge["dimensions"].items()}}
+    galleries = run.galleries | {"validation": steps}
+    changed = replace(run, galleries=galleries, evaluation=run.evaluation | {"judge": unmoved})
+    tab = opened(changed, viewport={"width": 380, "height": 800})
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 380  # no digits of rounding
+    assert tab.get_by_role("link", name="Over training").get_attribute("href") == "#over-training"
+    place = gallery(tab, "validation")
+    assert not place.locator(".more").is_visible()  # three cards are all there are
+    place.get_by_role("slider", name="step").fill("1")
+    assert place.locator("article p.sum").all_inner_texts() == ["no score"] * 3
+    place.get_by_role("slider", name="step").fill("2")
+    assert "no score" not in "".join(place.locator("article p.sum").all_inner_texts())
