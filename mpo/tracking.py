@@ -2,7 +2,8 @@
 
 A run's folder keeps `wandb.json`: the id of its wandb run, the last optimiser step and the parts logged. A
 run that is killed and started again, or that takes its training from the store, goes on with the same wandb
-run and logs what is not there yet.
+run and logs what is not there yet. Offline, wandb may lose the last seconds before a kill, so what a start
+has logged counts only once it has ended; after a kill points may be there twice, at the same step.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def tracking(run: Run) -> Iterator[Tracker]:
         ended = 0
     finally:
         logged.finish(exit_code=ended)
+        write_json(run.folder / LEDGER, ledger)
 
 
 class Tracker:
@@ -155,13 +157,18 @@ class Tracker:
             self._note(logged=[*self._ledger["logged"], part])
 
     def _note(self, **changes: Any) -> None:
-        self._ledger |= changes
-        write_json(self.run.folder / LEDGER, self._ledger)
+        self._ledger.update(changes)
+        if self.run.config.tracking.wandb.mode == "online":
+            write_json(self.run.folder / LEDGER, self._ledger)
 
 
 class _Live(TrainerCallback):
     def __init__(self, tracker: Tracker) -> None:
         self.tracker = tracker
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        for row in state.log_history:  # of the checkpoint that training goes on from
+            self.tracker.curves(row)
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         self.tracker.curves({**logs, "step": state.global_step})

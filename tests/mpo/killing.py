@@ -79,6 +79,7 @@ def _run(
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
+    os.environ.pop("WANDB_SERVICE", None)  # one of its own, which ends with it, as a command has
     if die is not None:
         os.replace = _deadly(os.replace, lambda source, target: target, die, before)
         TrainerState.save_to_json = _deadly(TrainerState.save_to_json, lambda state, path: path, die, before)

@@ -3,6 +3,7 @@
 import json
 import struct
 from dataclasses import replace
+from signal import SIGKILL
 
 import pytest
 import wandb
@@ -10,7 +11,8 @@ from killing import complaint, start
 from test_report import fake_run
 from wandb.proto.wandb_internal_pb2 import Record
 
-from mpo.config import TrackingConfig, WandbConfig
+from mpo.artifacts import resolve
+from mpo.config import TrackingConfig, WandbConfig, load
 from mpo.report import read_log
 from mpo.store import write_json
 from mpo.tracking import LEDGER, tracking
@@ -135,11 +137,15 @@ def test_another_training_in_the_same_folder_is_another_wandb_run(run):
     assert ledger["id"] != first and ledger["step"] == 0 and ledger["logged"] == []
 
 
-def test_a_run_is_followed_while_it_trains(tiny_run, tmp_path):
+def test_a_run_is_followed_while_it_trains_and_loses_nothing_when_it_is_killed(tiny_run, tmp_path):
     config = tiny_run(tmp_path, train={"logging_steps": 1})
     words = ["tracking.wandb.project=foxes", "tracking.wandb.mode=offline", "--until", "train"]
-    assert start(config, *words) == 0
-    rows = history(logged(tmp_path / "run")[0])
-    assert [row["train/global_step"] for row in rows if "train/loss" in row] == [1, 2, 3, 4]
+    killed = start(config, *words, die="checkpoint-2/trainer_state.json", before=False)
+    assert killed == -SIGKILL and start(config, *words) == 0
+    found, ids = logged(tmp_path / "run")
+    curve = [(row["train/global_step"], row["train/loss"]) for row in history(found) if "train/loss" in row]
+    rows = read_log(resolve(load(config)).artifacts.training)
+    assert dict(curve) == {row["step"]: row["loss"] for row in rows if "loss" in row}
+    assert [step for step, _ in curve][-4:] == [1, 2, 3, 4] and len(ids) == 2 and len(set(ids)) == 1
     assert start(config, "train.report_to=[smoke_signals]") == 2
     assert "train.report_to = smoke_signals: must be among " in complaint(config)
