@@ -75,7 +75,7 @@ class PipelineGenerator:
     def predict(
         self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, model: nn.Module | None = None
     ) -> Tensor:
-        dtype = self.model.dtype
+        dtype = precision(self.model)
         return self.denoise(
             self.model if model is None else model,
             latents.to(dtype),
@@ -307,6 +307,13 @@ class PipelineGenerator:
                 f"generator.path={self.config.path}: no such folder, and a model neither of the hub "
                 f"(as far as it can be reached) nor of its cache {HF_HUB_CACHE}"
             ) from error
+
+
+def precision(model: nn.Module) -> torch.dtype:
+    """What `model.dtype` says, which first walks through all modules for hooks that nothing here sets."""
+    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
+    names = (entry for entry in model.named_parameters() if not any(part in entry[0] for part in kept))
+    return next(parameter.dtype for _, parameter in names)
 
 
 def device_name(name: str) -> str:

@@ -6,6 +6,7 @@ from tiny_pipelines import generator_config
 
 from generators.adapters import FullTuning, LoraTuning, check_targets, load_adapter
 from generators.build import build_generator
+from generators.pipeline import precision
 
 KIND = "stable_diffusion"
 
@@ -42,6 +43,14 @@ def test_the_reference_is_the_model_without_the_adapter(generator):
         assert torch.equal(samples(generator), before)
     assert torch.equal(samples(generator), tuned)
     assert any(p.requires_grad for p in generator.model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["stable_diffusion", "wan"])  # whose first parameters stay in float32
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_inputs_come_in_the_precision_that_diffusers_names(tiny_pipeline, kind, dtype):
+    other = build_generator(generator_config(kind, tiny_pipeline(kind), dtype=dtype), denoiser_only=True)
+    LoraTuning(other, rank=2)
+    assert str(precision(other.model)) == str(other.model.dtype) == f"torch.{dtype}"
 
 
 def test_the_saved_adapter_reproduces_the_samples_in_a_plain_pipeline(generator, tiny_pipeline, tmp_path):
