@@ -4,9 +4,10 @@
 
 The plain way keeps a second copy of the denoiser as the reference, holds VAE and text encoder in memory, and
 encodes pictures and prompts at every step; ours reads both from what was stored, and takes the reference from
-the adapter's switch where there is one. Both take the same pairs, noise, optimiser and autograd. Steps of the
-two alternate in one process, seconds are medians of that process's own CPU time (of the clock on a GPU), and
-each way's peak memory is taken in a process of its own, over its steps. Models have random weights.
+the adapter's switch where there is one. Both take the same pairs, noise, optimiser, autograd and layout of
+weights. Steps of the two alternate in one process, seconds are medians of that process's own CPU time (of the
+clock on a GPU), and each way's peak memory is taken in a process of its own, over its steps. Models have random
+weights.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from torch.nn.functional import logsigmoid
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from generators.adapters import FullTuning, LoraTuning  # noqa: E402
+from generators.adapters import Denoiser, FullTuning, LoraTuning  # noqa: E402
 from generators.base import Conditioning  # noqa: E402
 from generators.build import build_generator  # noqa: E402
 from mpo.config import TrainConfig  # noqa: E402
@@ -162,6 +163,8 @@ class Plain:
         else:
             self.generator.model.requires_grad_(True)
         self.generator.model.train()
+        for model in (self.generator.model, self.reference):
+            Denoiser(self.generator, model).channels_last()
         self.media, self.prompts = inputs(name, batch)
         trained = [p for p in self.generator.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,19 @@ class Denoiser(nn.Module):
         """Lay out a UNet's weights as convolutions take them fastest; nothing else has enough of those."""
         if isinstance(self.model, diffusers.UNet2DConditionModel):
             self.model.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Denoiser:
+        """As of any module. The Trainer calls it at each step, and a walk through all modules takes time."""
+        return self if self.training == self.model.training == mode else super().train(mode)
+
+    @cached_property
+    def trained(self) -> nn.ParameterList:
+        """What a step changes, looked for among all parameters once: after they are sharded, if they are."""
+        return nn.ParameterList(entry for entry in self.parameters() if entry.requires_grad)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As of any module; nothing else has a gradient."""
+        self.trained.zero_grad(set_to_none)
 
     def activation_checkpointing_enable(self, **_) -> None:
         """The Trainer's switch: recompute activations in the backward pass, by the model's own means."""
@@ -120,8 +134,8 @@ class LoraTuning:
         for layer in self._layers:
             if self._against_start:  # not `set_adapter`, which takes the gradient from the other one
                 layer._active_adapter = [PREVIOUS if on else ADAPTER]
-            else:
-                layer.enable_adapters(not on)
+            else:  # not `enable_adapters`, which first walks through the parameters of every adapter
+                layer._disable_adapters = on
 
     def _add_previous(self) -> None:
         """A frozen copy of the adapter as it is now, without dropout."""

@@ -89,6 +89,10 @@ class ShardingTrainer(Trainer):
             frozen.to(next(self.tuning.policy.parameters()).dtype)
         return prepared
 
+    def _clip_grad_norm(self, model: nn.Module):
+        """Of what is trained; accelerate knows a sharded model by all its parameters."""
+        return super()._clip_grad_norm(model if self.is_fsdp_enabled else self.tuning.policy.trained)
+
     def export(self, folder: str | Path) -> None:
         """Write the result as diffusers reads it: an adapter, or a pipeline. Every process calls this."""
         state = self._state()

@@ -45,6 +45,22 @@ def test_the_reference_is_the_model_without_the_adapter(generator):
     assert any(p.requires_grad for p in generator.model.parameters())
 
 
+def test_modes_and_gradients_reach_all_that_they_concern(generator):
+    policy = LoraTuning(generator, rank=4).policy
+    ours = [p for name, p in policy.named_parameters() if "lora_" in name]
+    assert len(ours) == len(policy.trained) > 8 and {*map(id, ours)} == {*map(id, policy.trained)}
+    for mode in (False, True):
+        policy.train(mode)
+        assert {module.training for module in policy.modules()} == {mode}
+    generator.model.eval()  # as sampling leaves it
+    policy.train()
+    assert all(module.training for module in policy.modules())
+    for parameter in ours:
+        parameter.grad = torch.ones_like(parameter)
+    policy.zero_grad()
+    assert all(parameter.grad is None for parameter in ours)
+
+
 @pytest.mark.parametrize("kind", ["stable_diffusion", "wan"])  # whose first parameters stay in float32
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_inputs_come_in_the_precision_that_diffusers_names(tiny_pipeline, kind, dtype):
