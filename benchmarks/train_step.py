@@ -6,8 +6,8 @@ The plain way keeps a second copy of the denoiser as the reference, holds VAE an
 encodes pictures and prompts at every step; ours reads both from what was stored, and takes the reference from
 the adapter's switch where there is one. Both take the same pairs, noise, optimiser, autograd and layout of
 weights. Steps of the two alternate in one process, seconds are medians of that process's own CPU time (of the
-clock on a GPU), and each way's peak memory is taken in a process of its own, over its steps. Models have random
-weights.
+clock on a GPU), and each way's peak memory is taken in a process of its own, over its steps. Models have
+random weights.
 """
 
 from __future__ import annotations
