@@ -5,7 +5,7 @@
    hand and the labels stay those of the renderer: the oracle teaches nothing.
 2. The vision tower learns the attributes of pictures through linear heads, which are thrown away.
 3. Annotations: questions about the pictures, answered by the renderer, and others to validate on.
-4. `mpo train-judge configs/judges/quickstart.yaml` teaches the whole model to answer them.
+4. `mpo train-judge configs/judges/quickstart.yaml` teaches the model to answer them; the tower stays as it is.
 """
 
 import argparse
@@ -38,7 +38,7 @@ PICTURES = 8192  # annotated renders, and as many that the generator has drawn a
 VISITS = 2  # annotations of each picture that was drawn anew: with another prompt and other questions
 STRENGTHS = (0.05, 0.15, 0.3)  # how far back into noise before drawing anew; further changes shapes
 VALIDATED = 256  # pictures to validate on, of each kind
-TOWER_STEPS, TOWER_BATCH, PEAK = 600, 64, 2e-3  # PEAK: learning rate
+TOWER_STEPS, TOWER_BATCH, PEAK = 1500, 64, 2e-3  # PEAK: learning rate
 
 
 def to_pixels(pictures: np.ndarray) -> Tensor:

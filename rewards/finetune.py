@@ -261,7 +261,8 @@ def _frozen(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     for name in names:
         matches = [module for path, module in modules.items() if f".{path}".endswith(f".{name}")]
         if not matches:
-            check_choice("frozen: module", name, sorted({part for path in modules for part in path.split(".")}))
+            parts = {part for path in modules for part in path.split(".") if not part.isdigit()}
+            check_choice("frozen: module", name, sorted(parts))
         found += matches
     return [module.requires_grad_(False) for module in found]
 

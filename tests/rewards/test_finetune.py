@@ -1,6 +1,7 @@
 import json
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import golden_cogvlm2
 import numpy as np
@@ -69,6 +70,19 @@ def test_a_judge_learns_its_questions_and_loads_as_any_other(mode, rate, tiny_vl
     asked = [found.asked(index, item) for index in item.questions]
     (answers,) = judge.answer([load_media(item.item)], [asked])
     assert (answers.p_yes > 0.5).tolist() == list(item.answers)
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_modules_named_frozen_stay_as_they_are(mode, tiny_vlm, data, tmp_path):
+    given = settings(tiny_vlm, data, tmp_path / "judge", mode=mode, epochs=1, frozen=["vision_tower"])
+    train_judge(given)
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (given.judge, given.out))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("vision_tower" in name for name in changed)
+    assert any("vision_tower" in name for name in before)
+    given = replace(given, out=str(tmp_path / "other"), frozen=["vision_towr"])
+    with pytest.raises(ValueError, match="frozen: module 'vision_towr' is unknown; did you mean"):
+        train_judge(given)
 
 
 def test_the_best_validation_is_kept_and_not_the_last(tiny_vlm, data, tmp_path, monkeypatch):
