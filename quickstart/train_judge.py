@@ -5,7 +5,7 @@
    hand and the labels stay those of the renderer: the oracle teaches nothing.
 2. The vision tower learns the attributes of pictures through linear heads, which are thrown away.
 3. Annotations: questions about the pictures, answered by the renderer, and others to validate on.
-4. `mpo train-judge configs/judges/quickstart.yaml` teaches the model to answer them; the tower stays as it is.
+4. `mpo train-judge configs/judges/quickstart.yaml` teaches the model to answer them, and keeps the tower.
 """
 
 import argparse
