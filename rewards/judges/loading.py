@@ -15,6 +15,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Left unsaid, transformers asks at the terminal whether to run the code that a repository's `auto_map` names.
+NO_REMOTE_CODE = {"trust_remote_code": False}
 
 
 def load_weights(model_class, path: str | Path, dtype: str, device: str, **options) -> PreTrainedModel:
@@ -32,7 +34,7 @@ def load_weights(model_class, path: str | Path, dtype: str, device: str, **optio
                 dtype=DTYPES[dtype],
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
-                **{"use_safetensors": True, **options},
+                **{"use_safetensors": True, **NO_REMOTE_CODE, **options},
             )
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged weights ({one_line(error)})") from None
@@ -64,8 +66,8 @@ def load_processor(path: str | Path, config):
     try:
         with quiet():
             parts = {
-                "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil"),
-                "tokenizer": AutoTokenizer.from_pretrained(path),
+                "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil", **NO_REMOTE_CODE),
+                "tokenizer": AutoTokenizer.from_pretrained(path, **NO_REMOTE_CODE),
             }
             settings, _ = Processor.get_processor_dict(path)
             settings |= {name: None for name in full.get_attributes() if "video" in name}
@@ -86,7 +88,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         raise ValueError(f"{path}: no tokenizer in this folder (tokenizer.json, tokenizer_config.json)")
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(path)
+            return AutoTokenizer.from_pretrained(path, **NO_REMOTE_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: no tokenizer there: {one_line(error)}") from None
 

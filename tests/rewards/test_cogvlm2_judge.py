@@ -160,6 +160,23 @@ def test_load_judge_tells_the_kind():
         assert (loaded.modality, loaded.batch_size, loaded.frames) == (kind, 3, "uniform:4")
 
 
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_a_folder_as_released_loads_without_its_code(kind, tmp_path, monkeypatch):
+    """No model_type, an auto_map whose code leaves a trace, and someone who would answer yes to running it."""
+    shutil.copytree(FOLDER / kind, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "model_type" not in config
+    architecture = config["architectures"][0]
+    config["auto_map"] = {"AutoConfig": "theirs.Config", "AutoModelForCausalLM": f"theirs.{architecture}"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_version": "4.42.4"}))
+    (tmp_path / "theirs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda text: prompts.append(text) or "y")
+    loaded = load_judge(tmp_path, device="cpu")
+    assert type(loaded.model).__name__ == architecture and loaded.fingerprint == judge(kind).fingerprint
+    assert not prompts and not (tmp_path / "ran").exists()
+
+
 def test_eight_bits_answer_about_the_same():
     pytest.importorskip("bitsandbytes", reason="8-bit weights need bitsandbytes")
     config = BitsAndBytesConfig(load_in_8bit=True)
