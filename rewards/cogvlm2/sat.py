@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import pickle
+import re
 import tarfile
 import zipfile
 from bisect import bisect_right
@@ -19,9 +20,20 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+# Training leaves the state of its random numbers beside the weights, an array of NumPy 1 or 2: no code.
+_REBUILD = np.empty(0).__reduce__()[0]
+_ARRAYS = [
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+    (_REBUILD, "numpy.core.multiarray._reconstruct"),
+    (_REBUILD, "numpy._core.multiarray._reconstruct"),
+]
 
 
 class SATCheckpoint:
@@ -38,9 +50,13 @@ class SATCheckpoint:
         self.digest = hashlib.sha256(repr(sorted(records)).encode()).hexdigest()
         file.seek(0)
         try:
-            with FakeTensorMode():  # reads names, shapes and places alone
+            # The fake mode reads names, shapes and places alone.
+            with FakeTensorMode(), torch.serialization.safe_globals(_ARRAYS):
                 content = torch.load(file, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
+            other = re.search(r"GLOBAL (\S+) was not an allowed", str(error))
+            if other:  # torch's own text tells how to run the code in it
+                raise ValueError(f"{name}: holds more than numbers ({other[1]}), so it is not read") from None
             raise ValueError(f"{name}: {' '.join(str(error).split())[:300]}") from None
         if not isinstance(content, dict) or "module" not in content:
             raise ValueError(f"{name}: no weights under 'module'; it holds {', '.join(map(str, content))}")

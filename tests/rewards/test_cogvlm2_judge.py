@@ -162,7 +162,7 @@ def test_load_judge_tells_the_kind():
 
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_a_folder_as_released_loads_without_its_code(kind, tmp_path, monkeypatch):
-    """No model_type, an auto_map whose code leaves a trace, and someone who would answer yes to running it."""
+    """No model_type, an auto_map whose code leaves a trace, and someone who would agree to run it."""
     shutil.copytree(FOLDER / kind, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
     assert "model_type" not in config
