@@ -72,7 +72,7 @@ class Generator(Protocol):
     lora_targets: list[str]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
-        """One row a prompt. A row does not depend on the other prompts."""
+        """One row a prompt, each distinct one encoded once. A row does not depend on the other prompts."""
 
     def sample(
         self, conditioning: Conditioning, seeds: Sequence[int], batch_size: int | None = None

@@ -116,7 +116,10 @@ class PipelineGenerator:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditioning:
         # One at a time: a matrix product's low bits depend on its batch, and a prompt must not on its
         # neighbours.
-        return Conditioning.cat([self._encode_prompt(prompt) for prompt in prompts]).to("cpu")
+        distinct = list(dict.fromkeys(prompts))
+        encoded = Conditioning.cat([self._encode_prompt(prompt) for prompt in distinct]).to("cpu")
+        place = {prompt: row for row, prompt in enumerate(distinct)}
+        return encoded.rows([place[prompt] for prompt in prompts])
 
     def _encode_prompt(self, prompt: str) -> Conditioning:
         """The row of one prompt, on the generator's device."""

@@ -72,6 +72,8 @@ class Session:
 def run_stages(run: Run, until: str = "report") -> None:
     """Run the stages up to `until`; what is complete is skipped, what was begun goes on."""
     session = begin(run)
+    if session.process.is_main_process:
+        run.publish()  # so that `mpo show` knows a run that is killed in its first stage
     with _tracked(session) as tracker:
         session = replace(session, tracker=tracker)
         for stage, made in _order(run, until):
@@ -157,7 +159,8 @@ def candidates(session: Session, made: Round) -> None:
         bring(session, made)
     else:
         start = made.before and weights(made.before)
-        generate(session, made.candidates, session.run.train_prompts, start)
+        first = session.run.artifacts.rounds[0].candidates if made.before else None
+        generate(session, made.candidates, session.run.train_prompts, start, encoded=first)
 
 
 def generate(
@@ -166,9 +169,11 @@ def generate(
     prompts: Sequence[str],
     tuned: Path | None = None,
     what: str = "generate",
+    encoded: Artifact | None = None,
 ) -> None:
     """Sample `artifact`: every prompt's candidates, their latents, and the prompts' conditioning, by the base
-    model or with the weights in `tuned`."""
+    model or with the weights in `tuned`. Training changes no text encoder, so the conditioning is that of
+    `encoded`, earlier samples of the same prompts, where there are some."""
     config, samples = session.run.config.generate, artifact.inputs["samples"]
     size = config.shard_size
 
@@ -181,7 +186,7 @@ def generate(
                     texts = {i: prompts[i] for i in ids}
                     with told_where(*sampling(session.run.config)):
                         generator = session.models.generator(tuned)
-                        sample_shard(artifact, index, texts, generator, config.batch_size)
+                        sample_shard(artifact, index, texts, generator, config.batch_size, encoded)
                 bar.update(len(ids) * samples)
         return {"prompts": len(prompts), "samples": len(prompts) * samples}
 
@@ -277,7 +282,8 @@ def validate(session: Session, made: Round) -> None:
         if step and not kept.is_dir():
             continue  # training ended before
         start = made.before and weights(made.before)
-        generate(session, samples, prompts, kept if step else start, what=f"validation, step {step}")
+        first = made.validated[0][0] if step else None
+        generate(session, samples, prompts, kept if step else start, f"validation, step {step}", first)
         score(session, scores, samples, what=f"scores, step {step}")
     select(session, made)
 
@@ -286,7 +292,7 @@ def evaluate(session: Session) -> None:
     """Compare base and tuned model on the held-out prompts, sampled from the same seeds."""
     run, made = session.run, session.run.artifacts
     generate(session, made.base, run.heldout_prompts, what="base samples")
-    generate(session, made.tuned, run.heldout_prompts, weights(made.result), what="tuned samples")
+    generate(session, made.tuned, run.heldout_prompts, weights(made.result), "tuned samples", made.base)
     score(session, made.base_scores, made.base, what="base scores")
     score(session, made.tuned_scores, made.tuned, what="tuned scores")
     if oracle := run.config.evaluate.oracle:

@@ -27,9 +27,17 @@ _COLUMNS = {
 
 
 def sample_shard(
-    artifact: Artifact, index: int, prompts: Mapping[int, str], generator: Generator, batch_size: int
+    artifact: Artifact,
+    index: int,
+    prompts: Mapping[int, str],
+    generator: Generator,
+    batch_size: int,
+    encoded: Artifact | None = None,
 ) -> None:
-    """Write shard `index`: the samples of `prompts` (number -> text). Its table comes last."""
+    """Write shard `index`: the samples of `prompts` (number -> text). Its table comes last.
+
+    The conditioning is that of `encoded`, samples of the same prompts that are there already, if given.
+    """
     seed, samples = artifact.inputs["seed"], artifact.inputs["samples"]
     rows = [
         {
@@ -42,7 +50,10 @@ def sample_shard(
         for number, prompt in prompts.items()
         for candidate in range(samples)
     ]
-    conditioning = generator.encode_prompts(list(prompts.values()))
+    if encoded:
+        conditioning = StoredSamples(encoded).rows(list(prompts))
+    else:
+        conditioning = generator.encode_prompts(list(prompts.values()))
     repeated = conditioning.rows([row // samples for row in range(len(rows))])
     sampled = generator.sample(repeated, [row["seed"] for row in rows], batch_size)
     (artifact.folder / "media").mkdir(exist_ok=True)

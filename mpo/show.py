@@ -53,11 +53,23 @@ def yield_table(run: Run) -> None:
         ours = row["granularity"] == chosen and abs(row["margin"] - run.config.pairs.margin) < 1e-12
         table.add_row(*yield_cells(row), blocks, style="bold" if ours else None)
     console.print(table)
+    for entry in content["agreement"]:
+        if entry["granularity"] == "dimension" and len(entry["names"]) > 1:
+            console.print(_agreement(entry))
     facts = pairs.facts()
     missing = f", {content['missing']:,} candidates without a score" if content["missing"] else ""
     console.print(
         f"kept {facts['pairs']:,} pairs of {facts['prompts']:,} of {content['prompts']:,} prompts{missing}"
     )
+
+
+def _agreement(entry: Mapping[str, Any]) -> Table:
+    """How far dimensions agree: their correlations over the candidates of a prompt, each once."""
+    names, correlation = entry["names"], entry["correlation"]
+    table = Table("agreement", *names[:-1], title="correlation within prompts")
+    for i, name in enumerate(names[1:], 1):
+        table.add_row(name, *("-" if r is None else f"{r:+.2f}" for r in correlation[i][:i]))
+    return table
 
 
 def validation_table(run: Run) -> None:

@@ -50,6 +50,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         draws = PairDraws(pairs, self.schedule, args.seed, args.max_steps * self._batch)
         self.typical_gap = _typical_gap(pairs, args.margin_offset)
+        self._elements = pairs.latents[int(pairs.winner[0])].numel()
         self._since_log: list[Tensor] = []  # metrics by micro-batch, up to the next line of the log
         self._of_step: list[Tensor] = []  # what the watch sees by micro-batch, up to the step's end
         self._pairs_of_step: list[int] = []  # for messages
@@ -68,8 +69,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
             self.args.max_steps = saved["global_step"]
             self.train_dataset.length = self.args.max_steps * self._batch
         if self.is_world_process_zero():
-            elements = self.pairs.latents[int(self.pairs.winner[0])].numel()
-            print(_beta_line(self.args, elements, saved.get("delta")))
+            print(_beta_line(self.args, self._elements, saved.get("delta")))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(
@@ -124,6 +124,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
             named = zip(_METRICS, means.tolist(), strict=True)
             logs |= {name: value for name, value in named if value == value}  # NaN: not defined for this loss
             logs |= self.watch.logs()
+            logs["beta_per_element"] = per_element_beta(self.watch.beta, self._elements)
             self._since_log.clear()
         super().log(logs, start_time)
 

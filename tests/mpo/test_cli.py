@@ -121,6 +121,7 @@ def test_until_pair_shows_the_yield(finished):
     assert start(finished, "--until", "pair") == 0
     printed = finished.with_suffix(".log").read_text()
     assert "granularity" in printed
+    assert "correlation within prompts" in printed
     assert "kept " in printed
 
 

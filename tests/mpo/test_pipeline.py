@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from signal import SIGKILL
@@ -7,8 +8,11 @@ import pytest
 import torch
 from killing import complaint, contents, start, start_two
 
+from generators.build import build_generator
+from generators.stable_diffusion import StableDiffusion
 from mpo.artifacts import resolve
 from mpo.config import load
+from mpo.pipeline import begin, evaluate
 from mpo.samples import StoredSamples
 from mpo.scores import read_scores
 from mpo.store import locked, read_table
@@ -79,12 +83,34 @@ def test_a_run_killed_again_and_again_ends_as_one_that_was_not(finished, tiny_ru
     config = tiny_run(tmp_path)
     for name, before in moments:
         assert start(config, die=name, before=before) == -SIGKILL, name
+        assert load(tmp_path / "run" / "config.yaml") == load(config)  # which `mpo show` reads
     assert start(config) == 0
     ours, theirs = contents(tmp_path / "store"), contents(finished.parent / "store")
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
     assert any(name.endswith("adapter/pytorch_lora_weights.safetensors") for name in ours)
     assert not list((tmp_path / "store").rglob(".*.tmp"))
+
+
+def test_prompts_are_encoded_once(finished, tmp_path, monkeypatch):
+    folder = shutil.copytree(finished.parent, tmp_path / "copy", symlinks=True)
+    run = resolve(load(finished, [f"store={folder / 'store'}", f"run_dir={folder / 'run'}"]))
+    made, encoded = run.artifacts, []
+    encode = StableDiffusion._encode_prompt
+    monkeypatch.setattr(
+        StableDiffusion, "_encode_prompt", lambda self, prompt: encoded.append(prompt) or encode(self, prompt)
+    )
+    before = contents(made.tuned.folder)
+    shutil.rmtree(made.tuned.folder)
+    evaluate(begin(run))
+    assert encoded == [""]  # what guidance steers away from: the base samples have the rest
+    assert contents(made.tuned.folder).keys() == before.keys()
+    base, tuned = (StoredSamples(part).rows(range(3))["prompt_embeds"] for part in (made.base, made.tuned))
+    assert torch.equal(base, tuned)
+    generator = build_generator(run.config.generator)
+    rows = generator.encode_prompts(["b", "a", "b"])["prompt_embeds"]
+    assert encoded[1:] == ["b", "a"]
+    assert torch.equal(rows[0], rows[2]) and not torch.equal(rows[0], rows[1])
 
 
 def test_two_processes_give_what_one_gives(finished, tmp_path):

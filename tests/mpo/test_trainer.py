@@ -232,9 +232,11 @@ def test_bf16_starts_at_log_2_too(tiny_pipeline, pairs, tmp_path):
     assert all(parameter.dtype == torch.float32 for parameter in trained(run).values())
 
 
-def test_beta_per_element_is_printed_at_the_start(tiny_pipeline, pairs, tmp_path, capsys):
-    trainer(tiny_pipeline, pairs, tmp_path, steps=1).train()
+def test_beta_per_element_is_printed_at_the_start_and_logged(tiny_pipeline, pairs, tmp_path, capsys):
+    run = trainer(tiny_pipeline, pairs, tmp_path, steps=1)
+    run.train()
     # 200 on the mean of 4 x 8 x 8 = 256 elements is .78125 on their sum
+    assert run.state.log_history[0]["beta_per_element"] == 0.78125
     assert "beta 200 on the mean of 256 latent elements acts as 0.781 per element" in capsys.readouterr().out
 
 
