@@ -229,8 +229,10 @@ def reward_settings(reward, judge, checklist, settings, cache):
             raise ConfigError(f"--set {entry}: needed KEY=VALUE")
         *parents, last = key.split(".")
         place = content
-        for parent in parents:
+        for depth, parent in enumerate(parents, start=1):
             place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise ConfigError(f"--set {entry}: {'.'.join(parents[:depth])} is a value")
         place[last] = yaml.safe_load(value)
     folder = cache or content.get("cache") or _user_cache()
     return read_settings({**content, "cache": str(folder)})
