@@ -290,6 +290,7 @@ def _arguments(settings: JudgeTraining) -> SFTConfig:
         "metric_for_best_model": BEST,
         "greater_is_better": True,
         "remove_unused_columns": False,
+        "use_cache": True,  # what the saved model's config says; trl turns the cache off in training
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "use_cpu": settings.device == "cpu",
