@@ -198,6 +198,16 @@ def test_eight_bits_without_outlier_columns_answer_alike_in_any_company():
     close(loaded.logits([picture()], [asked("image")[:5]])[0], plain, atol=1e-3)
 
 
+def test_four_bits_answer_alike_in_one_pass_and_alone():
+    pytest.importorskip("bitsandbytes", reason="4-bit weights need bitsandbytes")
+    config = BitsAndBytesConfig(load_in_4bit=True)
+    loaded = CogVLM2Judge.load(FOLDER / "image", "vqa", "float32", "cpu", quantization_config=config)
+    linear = {name for name, part in loaded.model.named_modules() if type(part).__name__ == "Linear4bit"}
+    assert len(linear) == 32 and not any("lm_head" in name for name in linear)
+    plain = torch.stack([loaded.logits_plainly(picture(), question) for question in asked("image")[:5]])
+    close(loaded.logits([picture()], [asked("image")[:5]])[0], plain, atol=1e-4)
+
+
 def test_wrong_folders_say_so_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded: .*no config.json"):
         CogVLM2Judge.load(tmp_path, device="cpu")
