@@ -127,7 +127,7 @@ def sample(
     return (np.concatenate(parts) * 255).round().astype(np.uint8)
 
 
-def build(folder: Path, seed: int = 0, autoencoder_steps: int = 2200, denoiser_steps: int = 7200) -> None:
+def build(folder: Path, seed: int = 0, autoencoder_steps: int = 2200, denoiser_steps: int = 9000) -> None:
     """Train the generator and save it to `folder` in half precision, renamed when complete."""
     log = stopwatch()
     torch.manual_seed(seed)
