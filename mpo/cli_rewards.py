@@ -119,6 +119,9 @@ def score(
     from rewards.choice import check_choice
 
     check_choice("--level", level, LEVELS)
+    for option, path in (("--csv", table), ("--plot", plot)):
+        if path is not None and not path.parent.is_dir():
+            raise ConfigError(f"{option} {path}: no folder {path.parent}")
     items = find_media(media)
     texts = _prompts(prompt, prompts, len(items))
     found = load_reward(reward_settings(reward, judge, checklist, settings, cache))

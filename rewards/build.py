@@ -70,6 +70,9 @@ def load_judge(
     """A judge from a folder or hub id: any image-text-to-text model of transformers, or CogVLM2 in the
     house.
     """
+    from rewards.media import uniform_count
+
+    uniform_count(frames)  # a rule that is none is told before anything is loaded
     kind = kind or detect_kind(path)
     options = {
         "template": template,

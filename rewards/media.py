@@ -171,6 +171,8 @@ def _read_video(path: Path, frames: str) -> Media:
         reason = re.sub(r"(?is).*\berror:?", "", str(error)).strip()
         if reason.startswith("reading "):
             reason = "an unknown format, or damaged"
+        if "video stream" in reason:
+            reason = "it has no video stream"
         reason = reason or "it ends before its last frame"
         raise ValueError(f"{path}: neither an image nor a video that can be read ({reason})") from None
     finally:

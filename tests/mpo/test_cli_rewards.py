@@ -80,6 +80,20 @@ def test_score_prints_a_line_an_item_and_writes_tables(folder, capsys):
     assert Path("cache/mpo/scores/answers.sqlite").is_file()
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (["--csv", "nowhere/o.csv"], "--csv nowhere/o.csv: no folder nowhere"),
+        (["--set", "dtype=float32", "--set", "dtype.x=1"], "--set dtype.x=1: dtype is a value"),
+        (["--set", "frames=uniform:0"], "frames: 'uniform:0' is unknown"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line_before_anything_is_scored(folder, capsys, option, said):
+    options = ["--prompt", "a cat", "--reward", "reward.yaml", *option]
+    code, out, err = run(capsys, "score", "pictures", *options)
+    assert code == 2 and not out and len(err) == 1 and said in err[0]
+
+
 def test_one_broken_item_does_not_stop_the_others(folder, capsys):
     Path("pictures/broken.png").write_text("not a picture")
     code, out, err = run(

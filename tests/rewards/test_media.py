@@ -167,7 +167,7 @@ def broken_files(folder: Path) -> dict[Path, str]:
         folder / "text.png": "neither an image nor a video",
         folder / "nothing.jpg": "the file is empty",
         folder / "cut.mp4": "neither an image nor a video",
-        folder / "no_frames.mp4": "neither an image nor a video",
+        folder / "no_frames.mp4": "it has no video stream",
         folder / "absent.png": "no such file",
         folder: "no such file",
     }
