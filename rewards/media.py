@@ -7,10 +7,13 @@ there).
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import struct
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -157,7 +160,8 @@ def _read_video(path: Path, frames: str) -> Media:
             raise ValueError(f"{path}: neither an image nor a video that can be read (it looks like text)")
     reader = None
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
+        with _without_stderr():
+            reader = decord.VideoReader(str(path), num_threads=1)
         if len(reader) == 0:
             raise ValueError(f"{path}: the video has no frames")
         spans = np.asarray(reader.get_frame_timestamp(list(range(len(reader)))), dtype=np.float64)
@@ -179,6 +183,20 @@ def _read_video(path: Path, frames: str) -> Media:
         del reader  # closes the file
     duration = float(spans[-1, 1])
     return _video_media(taken, spans[:, 0], indices, str(path), duration, frames)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Silence the process's stderr: decord reports a file that it cannot open there, whatever its log level."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 def _rgb(frame: np.ndarray) -> np.ndarray:

@@ -71,6 +71,13 @@ def test_long_clips_say_what_was_not_seen():
     assert uniform.notes == ()
 
 
+def test_decord_adds_nothing_to_the_reason(tmp_path, capfd):
+    (tmp_path / "noise.mp4").write_bytes(np.random.default_rng(0).bytes(5000))
+    with pytest.raises(ValueError, match="an unknown format, or damaged"):
+        load_media(tmp_path / "noise.mp4")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_files_are_closed():
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
