@@ -187,7 +187,7 @@ def _read_video(path: Path, frames: str) -> Media:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Silence the process's stderr: decord reports a file that it cannot open there, whatever its log level."""
+    """Silence the process's stderr: there decord reports a file that it cannot open, at any log level."""
     sys.stderr.flush()
     kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
