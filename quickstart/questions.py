@@ -52,11 +52,6 @@ TURNS_ON = {
 }
 
 
-def direct_question(attribute: str, value: int) -> str:
-    """Return the question whether an attribute has a value: "Is the object red?"."""
-    return DIRECT[attribute].format(ATTRIBUTES[attribute][value])
-
-
 def phrase_of(question: str, scene: np.ndarray) -> str:
     """Return the part of a scene's prompt on which the answer to a question turns: "a red circle"."""
     shape, colour, size, place, background = (ATTRIBUTES[name][scene[COLUMN[name]]] for name in PROMPTED)

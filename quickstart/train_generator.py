@@ -6,6 +6,7 @@ the base model is imperfect in every dimension, as models trained on the web are
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -114,21 +115,17 @@ def new_pipeline() -> StableDiffusionPipeline:
     )
 
 
-def sample(
-    pipe: StableDiffusionPipeline, prompts: list[str], seed: int, steps: int = 12, guidance_scale: float = 1.0
-) -> np.ndarray:
-    """Return a picture uint8 [B, 64, 64, 3] of each prompt."""
-    pipe.set_progress_bar_config(disable=True)
-    noise = torch.Generator().manual_seed(seed)
-    settings = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "output_type": "np"}
-    parts = [
-        pipe(prompts[i : i + 64], generator=noise, **settings).images for i in range(0, len(prompts), 64)
-    ]
-    return (np.concatenate(parts) * 255).round().astype(np.uint8)
+def build(
+    folder: Path,
+    seed: int = 0,
+    autoencoder_steps: int = 2200,
+    denoiser_steps: Sequence[int] = (7200, 4800),
+) -> None:
+    """Train the generator and save it to `folder` in half precision, renamed when complete.
 
-
-def build(folder: Path, seed: int = 0, autoencoder_steps: int = 2200, denoiser_steps: int = 9000) -> None:
-    """Train the generator and save it to `folder` in half precision, renamed when complete."""
+    The denoiser takes its steps in rounds, each with the whole schedule of rates and timesteps (warm
+    restarts: Loshchilov & Hutter 2017).
+    """
     log = stopwatch()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -139,15 +136,17 @@ def build(folder: Path, seed: int = 0, autoencoder_steps: int = 2200, denoiser_s
     pipe.vae.to(memory_format=torch.channels_last)  # faster on CPU
     train_autoencoder(pipe.vae, pictures, autoencoder_steps, log, batch=16, peak=2e-3)
     pipe.unet.to(memory_format=torch.channels_last)
-    train_denoiser(
-        pipe,
-        pipe.unet,
-        lambda noisy, timesteps, embeds: pipe.unet(noisy, timesteps, embeds).sample,
-        encode(pipe.vae, pictures),
-        [prompt_of(scene) for scene in asked],
-        denoiser_steps,
-        log,
-    )
+    latents, captions = encode(pipe.vae, pictures), [prompt_of(scene) for scene in asked]
+    for steps in denoiser_steps:
+        train_denoiser(
+            pipe,
+            pipe.unet,
+            lambda noisy, timesteps, embeds: pipe.unet(noisy, timesteps, embeds).sample,
+            latents,
+            captions,
+            steps,
+            log,
+        )
     save(pipe, folder)
     log(f"saved {folder}")
 

@@ -9,41 +9,31 @@
 """
 
 import argparse
-import json
-import shutil
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import get_cosine_schedule_with_warmup
 
-from quickstart.course import random_scenes, words, write_annotations
+from quickstart.course import annotator, random_scenes
 from quickstart.judge import VISUAL_TOKENS, WIDTH, new_model, new_processor, visual_tokens
-from quickstart.world import ATTRIBUTES, COLUMN, PROMPTED, prompt_of, render
-from rewards.checklist import Checklist
-from rewards.finetune import train_judge
-from rewards.finetune_settings import read_training
+from quickstart.judge_recipe import descend, learn, write_annotations
+from quickstart.recipe import Log, stopwatch, to_pixels
+from quickstart.world import ATTRIBUTES, COLUMN, PROMPTED, all_scenes, prompt_of, render
 
-CONFIGS = Path(__file__).parents[1] / "configs"
-CHECKLIST = CONFIGS / "checklists" / "quickstart.yaml"
-TRAINING = CONFIGS / "judges" / "quickstart.yaml"
+TRAINING = Path(__file__).parents[1] / "configs" / "judges" / "quickstart.yaml"
 GENERATOR = Path(__file__).parent / "weights" / "generator"
 OUT = Path("runs/judge")  # TRAINING looks beside it for what `prepare` writes
 PICTURES = 8192  # annotated renders, and as many that the generator has drawn anew
 VISITS = 2  # annotations of each picture that was drawn anew: with another prompt and other questions
 STRENGTHS = (0.05, 0.15, 0.3)  # how far back into noise before drawing anew; further changes shapes
 VALIDATED = 256  # pictures to validate on, of each kind
-TOWER_STEPS, TOWER_BATCH, PEAK = 1500, 64, 2e-3  # PEAK: learning rate
-
-
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """Return pixels [B, 3, 64, 64] in [-1, 1], as the processor does, of uint8 pictures [B, 64, 64, 3]."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+TOWER_STEPS, TOWER_BATCH, PEAK = 2000, 64, 2e-3  # PEAK: learning rate
 
 
 def redraw(generator: str | Path, scenes: np.ndarray, rng: np.random.Generator, seed: int) -> np.ndarray:
@@ -94,7 +84,7 @@ class AttributeHeads(nn.Module):
 
 
 def teach_tower(
-    model, processor, drawn: tuple[np.ndarray, np.ndarray], steps: int, rng: np.random.Generator, say
+    model, processor, drawn: tuple[np.ndarray, np.ndarray], steps: int, rng: np.random.Generator, log: Log
 ) -> None:
     """Teach the vision tower and the projector attributes, in place.
 
@@ -102,51 +92,35 @@ def teach_tower(
     renders.
     """
     heads = AttributeHeads(model, processor)
-    modules = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, heads]).train()
+    modules = nn.ModuleList([model.model.vision_tower, model.model.multi_modal_projector, heads])
     modules.to(memory_format=torch.channels_last)  # faster on CPU by a tenth
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=PEAK, weight_decay=0.02)
-    schedule = get_cosine_schedule_with_warmup(optimizer, min(100, steps // 2), steps)
     pictures, known = drawn
-    for step in range(steps):
+
+    def loss() -> Tensor:
         rows, fresh = rng.integers(0, len(known), TOWER_BATCH // 2), random_scenes(TOWER_BATCH // 2, rng)
-        scenes, shown = (
-            np.concatenate([known[rows], fresh]),
-            np.concatenate([pictures[rows], render(fresh, rng)]),
-        )
-        loss = heads.loss(visual_tokens(model, to_pixels(shown)), torch.from_numpy(scenes))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % 100 == 0:
-            say(f"tower step {step + 1} of {steps}: loss {loss.item():.3f}")
+        shown = np.concatenate([pictures[rows], render(fresh, rng)])
+        scenes = torch.from_numpy(np.concatenate([known[rows], fresh]))
+        return heads.loss(visual_tokens(model, to_pixels(shown)), scenes)
+
+    descend("tower", modules, loss, steps, PEAK, log)
     modules.to(memory_format=torch.contiguous_format)
 
 
 def prepare(
-    folder: Path,
-    generator: str | Path,
-    seed: int,
-    pictures: int,
-    validated: int,
-    tower_steps: int,
-    say: Callable,
+    folder: Path, generator: str | Path, seed: int, pictures: int, validated: int, tower_steps: int, log: Log
 ) -> None:
-    """Write a folder of the judge to start from (`start/`), and annotations to train and to validate on."""
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    """Write a judge to start from (`start/`), and annotations to train and to validate on."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    checklist = Checklist.from_yaml(CHECKLIST)
     scenes = random_scenes(pictures // VISITS + validated, rng)
     drawn = redraw(generator, scenes, rng, seed)
-    say(f"{len(drawn)} pictures drawn anew by the generator")
-    processor = new_processor(words(checklist))
+    log(f"{len(drawn)} pictures drawn anew by the generator")
+    teacher = annotator()
+    processor = new_processor(teacher.words(all_scenes()))
     model = new_model(processor)
-    teach_tower(model, processor, (drawn[validated:], scenes[validated:]), tower_steps, rng, say)
-    processor.save_pretrained(part / "start")
-    model.save_pretrained(part / "start")
+    teach_tower(model, processor, (drawn[validated:], scenes[validated:]), tower_steps, rng, log)
+    processor.save_pretrained(folder / "start")
+    model.save_pretrained(folder / "start")
     sides = {
         "train": (np.tile(drawn[validated:], (VISITS, 1, 1, 1)), np.tile(scenes[validated:], (VISITS, 1))),
         "validation": (drawn[:validated], scenes[:validated]),
@@ -154,9 +128,14 @@ def prepare(
     for name, (redrawn, known) in sides.items():
         fresh = random_scenes(len(known), rng)
         shown = np.concatenate([redrawn, render(fresh, rng)])
-        write_annotations(part / f"{name}.jsonl", checklist, shown, np.concatenate([known, fresh]), rng)
-    part.rename(folder)
-    say(f"annotated {len(sides['train'][1]) * 2} pictures")
+        annotated = teacher.annotate(np.concatenate([known, fresh]), rng)
+        write_annotations(folder / f"{name}.jsonl", annotated, shown, save_picture, ".png")
+    log(f"annotated {len(sides['train'][1]) * 2} pictures")
+
+
+def save_picture(picture: np.ndarray, path: Path) -> None:
+    """Write a picture [64, 64, 3]."""
+    Image.fromarray(picture).save(path, compress_level=1)
 
 
 def main(
@@ -171,35 +150,17 @@ def main(
 ) -> None:
     """Train the judge and write its folder to `out`; sums, and so the weights, depend on `threads`.
 
-    overrides: settings of `mpo train-judge`, `key=value`. What it starts and learns from stays beside `out`
-    and serves again when training was cut short; `mpo train-judge configs/judges/quickstart.yaml` finds it
-    where `out` is runs/judge.
+    overrides: settings of `mpo train-judge`, `key=value`. What it starts and learns from stays beside `out`;
+    `mpo train-judge configs/judges/quickstart.yaml` finds it where `out` is runs/judge.
     """
-    began, out = time.perf_counter(), Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out}: exists already; remove it or name another folder")
-
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - began:5.0f} s] {line}", flush=True)
-
+    log = stopwatch()
     torch.set_num_threads(threads)
-    course = out.with_name(f"{out.name}.course")
-    made_by = {"generator": str(generator), "seed": seed, "pictures": pictures, "validated": validated}
-    made_by |= {"tower_steps": tower_steps, "threads": threads}
-    note = course / "made_by.json"
-    if not note.is_file() or json.loads(note.read_text()) != made_by:
-        shutil.rmtree(course, ignore_errors=True)
-        prepare(course, generator, seed, pictures, validated, tower_steps, say)
-        note.write_text(json.dumps(made_by))
-    paths = {
-        "judge": course / "start",
-        "data": course / "train.jsonl",
-        "validation": course / "validation.jsonl",
-        "out": out,
-    }
-    settings = [f"{name}={path}" for name, path in paths.items()]
-    report = train_judge(read_training(TRAINING, [*settings, f"seed={seed}", *overrides]))
-    say(f"wrote {out}: balanced accuracy {report.balanced:.3f} on {2 * validated} validation pictures")
+    options = {"generator": str(generator), "seed": seed, "pictures": pictures, "validated": validated}
+    options |= {"tower_steps": tower_steps}
+    report = learn(
+        Path(out), TRAINING, options | {"threads": threads}, partial(prepare, **options, log=log), overrides
+    )
+    log(f"wrote {out}: balanced accuracy {report.balanced:.3f} on {2 * validated} validation pictures")
 
 
 if __name__ == "__main__":

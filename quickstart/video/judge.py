@@ -6,10 +6,7 @@ as the release's is.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -20,7 +17,6 @@ from rewards.cogvlm2.configuration import CogVLM2VideoConfig
 from rewards.cogvlm2.modeling import CogVLMVideoForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor
 from rewards.cogvlm2.tokens import CUES, prompt
-from rewards.packed_batch import PREFIX, block_mask
 
 WIDTH = 96  # of the decoder
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
@@ -67,31 +63,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> CogVLMVideoForCausalLM:
     return CogVLMVideoForCausalLM(config)
 
 
-def save(model: CogVLMVideoForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> None:
-    """Write the folder that `rewards.judges.cogvlm2` loads, in half precision."""
-    tokenizer.save_pretrained(folder)
-    model.half().save_pretrained(folder)
-    model.float()
-
-
-@dataclass(frozen=True)
-class QuestionBank:
-    """Questions as the chat template asks them: ids [n, T], padded on the right; last [n]: where in them the
-    answer is read."""
-
-    ids: Tensor
-    last: Tensor
-
-    @classmethod
-    def of(cls, processor: CogVLM2Processor, texts: Sequence[str]) -> "QuestionBank":
-        rows = [torch.tensor(processor.text(text)) for text in texts]
-        ids = torch.nn.utils.rnn.pad_sequence(
-            rows, batch_first=True, padding_value=processor.config.pad_token_id
-        )
-        return cls(ids, torch.tensor([len(row) - 1 for row in rows]))
-
-
-def clip_states(model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, pixels: Tensor) -> Tensor:
+def embed_clips(model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, pixels: Tensor) -> Tensor:
     """Return the decoder's embeddings [B, P, WIDTH] of clips [B, T, 3, S, S] as the prefix of a question."""
     count, frames = pixels.shape[:2]
     prefix = processor.prefix(frames)
@@ -99,28 +71,8 @@ def clip_states(model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, pixe
     return model.model.embed(*rows, pixels.flatten(0, 1))
 
 
-def decode(
-    model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, clip: Tensor, questions: Sequence[Tensor] = ()
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the decoder's states of clips [B, P, WIDTH] and of their questions.
-
-    clip [B, P, WIDTH] as `clip_states` gives it. questions: ids [B, K, T], any number of such groups, each of
-    its own length T; their states are [B, K, T, WIDTH]. A question sees the clip and itself.
-    """
-    prefix = processor.prefix(FRAMES)
-    embed, count, length = model.model.embed_tokens, len(clip), clip.shape[1]
-    block, places = [torch.full((length,), PREFIX)], [prefix.position_ids]
-    for group in questions:
-        first = int(block[-1].max()) + 1
-        block.append(first + torch.arange(group.shape[1]).repeat_interleave(group.shape[2]))
-        places.append(prefix.next_position + torch.arange(group.shape[2]).repeat(group.shape[1]))
-    hidden = model.model(
-        inputs_embeds=torch.cat([clip, *(embed(group.flatten(1)) for group in questions)], dim=1),
-        position_ids=torch.cat(places).expand(count, -1),
-        attention_mask=block_mask(torch.cat(block)[None], clip.dtype).expand(count, -1, -1, -1),
-        use_cache=False,
-    ).last_hidden_state
-    parts = hidden.split([length, *(group.shape[1] * group.shape[2] for group in questions)], dim=1)
-    return parts[0], [
-        part.unflatten(1, group.shape[1:]) for part, group in zip(parts[1:], questions, strict=True)
-    ]
+def clip_state(model: CogVLMVideoForCausalLM, processor: CogVLM2Processor, clip: Tensor) -> Tensor:
+    """Return what the decoder makes of clips [B, P, WIDTH], as `embed_clips` gives them: the state of their
+    last token [B, WIDTH], which has seen all others."""
+    places = processor.prefix(FRAMES).position_ids.expand(len(clip), -1)
+    return model.model(inputs_embeds=clip, position_ids=places, use_cache=False).last_hidden_state[:, -1]

@@ -4,9 +4,12 @@ The checklist's questions lie in `configs/checklists/quickstart_video.yaml`; the
 `quickstart.video.world.right` says under its id.
 """
 
-from quickstart.video.world import ATTRIBUTES, PROMPTED
+import numpy as np
+
+from quickstart.video.world import ATTRIBUTES, COLUMN, PROMPTED
 
 # Each question about a prompt turns on the attribute of its own name.
+TURNS_ON = {name: (name,) for name in PROMPTED}
 DIRECT = {
     "shape": "Does it start as a {}?",
     "colour": "Does it start {}?",
@@ -16,10 +19,13 @@ DIRECT = {
 }
 
 
-def simple_questions() -> list[tuple[str, str, int]]:
-    """Return (question, attribute, value) of every question whether an attribute has a value."""
-    return [
-        (DIRECT[name].format(word), name, value)
-        for name in PROMPTED
-        for value, word in enumerate(ATTRIBUTES[name])
-    ]
+def phrase_of(question: str, scene: np.ndarray) -> str:
+    """Return the part of a scene's prompt on which the answer to a question turns: "moving left"."""
+    shape, colour, direction, speed, background = (ATTRIBUTES[name][scene[COLUMN[name]]] for name in PROMPTED)
+    return {
+        "shape": f"a {colour} {shape}",
+        "colour": f"a {colour} {shape}",
+        "direction": f"moving {speed} {direction}",
+        "speed": f"moving {speed} {direction}",
+        "background": f"a {background} background",
+    }[question]

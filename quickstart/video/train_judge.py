@@ -1,18 +1,18 @@
-"""Trains the bundled video judge from nothing, in two stages. Seeded.
+"""Trains the bundled video judge from nothing: what it starts and learns from here, then `mpo train-judge`.
 
-Half of the clips are renders. The other half are renders that the bundled generator has partly drawn anew
-(noised, then denoised towards a prompt that names what they show) and that were stored as MP4, so that the
-judge meets what a run will show it and the labels stay those of the renderer: the oracle teaches nothing.
+Seeded. Half of the clips are renders. The other half are renders that the bundled generator has partly drawn
+anew (noised, then denoised towards a prompt that names what they show). All are stored as MP4, so that the
+judge meets what a run will show it, and the labels stay those of the renderer: the oracle teaches nothing.
 
 1. The tower and the decoder learn what clips show through linear heads, thrown away later: what each frame
    shows from its visual tokens, what the clip shows from the decoder's state of its last token.
-2. The whole model answers questions: simple ones ("Does it move left?") and the checklist's, about prompts of
-   which each attribute is right or wrong by chance.
+2. Annotations: questions about the clips, answered by the renderer, and others to validate on.
+3. `mpo train-judge configs/judges/quickstart_video.yaml` teaches the model to answer them.
 """
 
 import argparse
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,20 +24,35 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from generators.saving import save_media
-from quickstart.video.course import CHECKLIST, Course, random_scenes
-from quickstart.video.judge import clip_states, decode, new_model, save
+from quickstart.judge_recipe import descend, learn, write_annotations
+from quickstart.recipe import Log, stopwatch
+from quickstart.video.course import annotator, random_scenes
+from quickstart.video.judge import clip_state, embed_clips, new_model, new_tokenizer
 from quickstart.video.train_generator import PROMPT_TOKENS
-from quickstart.video.world import ATTRIBUTES, COLUMN, FRAMES, SIZE, Tracks, animate, draw, prompt_of
-from rewards.checklist import Checklist
-from rewards.cogvlm2.processing import frame_pixels
+from quickstart.video.world import (
+    ATTRIBUTES,
+    COLUMN,
+    FRAMES,
+    SIZE,
+    Tracks,
+    all_scenes,
+    animate,
+    draw,
+    prompt_of,
+    render,
+)
+from rewards.cogvlm2.processing import CogVLM2Processor, frame_pixels
 from rewards.media import load_media
 
+TRAINING = Path(__file__).parents[2] / "configs" / "judges" / "quickstart_video.yaml"
 GENERATOR = Path(__file__).parent / "weights" / "generator"
-CLIPS = 2048  # drawn anew by the generator
+OUT = Path("runs/video_judge")  # TRAINING looks beside it for what `prepare` writes
+CLIPS = 4096  # annotated renders, and as many that the generator has drawn anew
+VISITS = 2  # annotations of each clip that was drawn anew: with another prompt and other questions
 STRENGTHS = (0.1, 0.2, 0.35)  # how far back into noise before drawing anew
-BATCH = 32
-SHORT, LONG = 3, 3  # questions about a clip in one step: without a prompt, about a prompt
-PEAK = 2e-3  # learning rate
+VALIDATED = 192  # clips to validate on, of each kind
+SEEING_STEPS, SEEING_BATCH, PEAK = 1200, 32, 2e-3  # PEAK: learning rate
+FRAME_RATE = 8  # of the MP4 files
 
 
 def to_pixels(clips: np.ndarray) -> Tensor:
@@ -67,13 +82,19 @@ def redraw(generator: str | Path, scenes: np.ndarray, clips: np.ndarray, seed: i
     return np.concatenate(drawn)
 
 
-def as_stored(clips: np.ndarray, frame_rate: float = 8) -> np.ndarray:
+def save_clip(clip: np.ndarray, path: Path) -> None:
+    """Write a clip [9, 32, 32, 3] as MP4, as the samples of a run are stored."""
+    save_media(clip, path, FRAME_RATE)
+
+
+def as_stored(clips: np.ndarray) -> np.ndarray:
     """Return clips uint8 [B, 9, 32, 32, 3] as they come back from MP4: a run reads its samples so."""
     read = []
     with TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mp4"
         for clip in clips:
-            save_media(clip, f"{folder}/clip.mp4", frame_rate)
-            read.append(load_media(f"{folder}/clip.mp4", f"uniform:{FRAMES}").frames)
+            save_clip(clip, path)
+            read.append(load_media(path, f"uniform:{FRAMES}").frames)
     return np.stack(read)
 
 
@@ -82,123 +103,121 @@ class Heads(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.frame = nn.ModuleDict(
-            {name: nn.Linear(4 * width, len(ATTRIBUTES[name])) for name in ("shape", "colour")}
-        )
-        self.background = nn.Linear(4 * width, len(ATTRIBUTES["background"]))
+        of_frame = ("shape", "colour", "background")
+        self.frame = nn.ModuleDict({name: nn.Linear(4 * width, len(ATTRIBUTES[name])) for name in of_frame})
         self.numbers = nn.Linear(4 * width, 3)  # centre (x, y) and opacity
         self.clip = nn.ModuleDict({name: nn.Linear(width, len(words)) for name, words in ATTRIBUTES.items()})
 
-    def loss(self, clip: Tensor, states: Tensor, tracks: Tracks, scenes: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return the losses of reading frames off embeddings [B, P, D] and of clips off states [B, P, D]."""
+    def loss(self, clip: Tensor, state: Tensor, tracks: Tracks, scenes: np.ndarray) -> Tensor:
+        """Return the loss of reading frames off embeddings [B, P, D] and clips off states [B, D], summed."""
         tokens = (clip.shape[1] - 1) // FRAMES  # of a frame: begin, 4 patches, end, number
         visual = clip[:, 1:].unflatten(1, (FRAMES, tokens))[:, :, 1:5].flatten(2)
-        background = torch.from_numpy(tracks.background)[:, None].expand(-1, FRAMES)
-        losses = [cross_entropy(self.background(visual).flatten(0, 1), background.flatten())]
-        for name, head in self.frame.items():
-            losses.append(
-                cross_entropy(head(visual).flatten(0, 1), torch.from_numpy(getattr(tracks, name)).flatten())
-            )
+        shown = {"shape": tracks.shape, "colour": tracks.colour}
+        shown["background"] = np.repeat(tracks.background[:, None], FRAMES, axis=1)
+        losses = [
+            cross_entropy(head(visual).flatten(0, 1), torch.from_numpy(shown[name]).flatten())
+            for name, head in self.frame.items()
+        ]
         centre = torch.from_numpy((tracks.centre - SIZE / 2) / 4).float()
         numbers = torch.cat([centre, torch.from_numpy(tracks.opacity)[..., None] * 2], dim=-1)
         losses.append(3 * mse_loss(self.numbers(visual), numbers))
-        truth, last = torch.from_numpy(scenes), states[:, -1]
+        truth = torch.from_numpy(scenes)
         moves = truth[:, COLUMN["freeze"]] < 2
-        of_clip = [
-            cross_entropy(head(last)[rows], truth[rows, COLUMN[name]])
-            for name, head in self.clip.items()
-            for rows in [moves if name in ("direction", "speed") else slice(None)]
-        ]
-        return torch.stack(losses).sum(), torch.stack(of_clip).sum()
+        for name, head in self.clip.items():
+            rows = moves if name in ("direction", "speed") else slice(None)
+            losses.append(cross_entropy(head(state)[rows], truth[rows, COLUMN[name]]))
+        return torch.stack(losses).sum()
 
 
-def optimise(
-    modules: list[nn.Module],
+def teach_seeing(
+    model,
+    processor: CogVLM2Processor,
+    pool: tuple[np.ndarray, Tracks, np.ndarray],
     steps: int,
-    loss_of: Callable[[], tuple[Tensor, str]],
-    say: Callable[[str], None],
-    peak: float = PEAK,
+    rng: np.random.Generator,
+    log: Log,
 ) -> None:
-    """Take `steps` AdamW steps on `loss_of()`: a warm-up over 100 steps, then a cosine down to 0."""
-    weights = [weight for module in modules for weight in module.train().parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.02, betas=(0.9, 0.98))
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = peak * min(1.0, (step + 1) / 100) * 0.5 * (1 + np.cos(np.pi * step / steps))
-        loss, words = loss_of()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        if (step + 1) % 50 == 0:
-            say(f"step {step + 1} of {steps}: {words}")
+    """Teach tower and decoder what clips show, in place.
+
+    pool: clips that the generator has drawn anew, what their frames show, and their scenes. Each batch is
+    half of them, half renders.
+    """
+    heads = Heads(model.config.hidden_size)
+    clips, known_tracks, known = pool
+
+    def loss() -> Tensor:
+        rows, fresh = rng.integers(0, len(known), SEEING_BATCH // 2), random_scenes(SEEING_BATCH // 2, rng)
+        tracks = animate(fresh, rng)
+        clip = embed_clips(model, processor, to_pixels(np.concatenate([clips[rows], draw(tracks, rng)])))
+        tracks = Tracks.cat([known_tracks.rows(rows), tracks])
+        scenes = np.concatenate([known[rows], fresh])
+        return heads.loss(clip, clip_state(model, processor, clip), tracks, scenes)
+
+    descend("seeing", nn.ModuleList([model.model, heads]), loss, steps, PEAK, log)
+
+
+def prepare(
+    folder: Path,
+    generator: str | Path,
+    seed: int,
+    clips: int,
+    validated: int,
+    seeing_steps: int,
+    log: Log,
+) -> None:
+    """Write a judge to start from (`start/`), and annotations to train and to validate on."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    scenes = random_scenes(clips // VISITS + validated, rng)
+    tracks = animate(scenes, rng)
+    drawn = redraw(generator, scenes, draw(tracks, rng), seed)
+    log(f"{len(drawn)} clips drawn anew by the generator")
+    teacher = annotator()
+    tokenizer = new_tokenizer(teacher.words(all_scenes()))
+    model = new_model(tokenizer)
+    taught = np.arange(validated, len(scenes))
+    pool = (as_stored(drawn[taught]), tracks.rows(taught), scenes[taught])
+    teach_seeing(model, CogVLM2Processor(tokenizer, model.config), pool, seeing_steps, rng, log)
+    tokenizer.save_pretrained(folder / "start")
+    model.save_pretrained(folder / "start")
+    for name, rows in {"train": np.tile(taught, VISITS), "validation": np.arange(validated)}.items():
+        fresh = random_scenes(len(rows), rng)
+        shown = np.concatenate([drawn[rows], render(fresh, rng)])
+        annotated = teacher.annotate(np.concatenate([scenes[rows], fresh]), rng)
+        write_annotations(folder / f"{name}.jsonl", annotated, shown, save_clip, ".mp4")
+        log(f"annotated {len(shown)} clips: {name}")
 
 
 def main(
-    out: str | Path,
+    out: str | Path = OUT,
     generator: str | Path = GENERATOR,
     seed: int = 0,
     clips: int = CLIPS,
-    seeing_steps: int = 1000,
-    steps: int = 1500,
+    validated: int = VALIDATED,
+    seeing_steps: int = SEEING_STEPS,
+    overrides: Sequence[str] = (),
     threads: int = 2,
-    batch: int = BATCH,
 ) -> None:
-    """Train the judge and write its folder to `out`; sums, and so the weights, depend on `threads`."""
-    began = time.perf_counter()
+    """Train the judge and write its folder to `out`; sums, and so the weights, depend on `threads`.
 
-    def say(line: str) -> None:
-        print(f"[{time.perf_counter() - began:5.0f} s] {line}", flush=True)
-
+    overrides: settings of `mpo train-judge`, `key=value`. What it starts and learns from stays beside `out`;
+    `mpo train-judge configs/judges/quickstart_video.yaml` finds it where `out` is runs/video_judge.
+    """
+    log = stopwatch()
     torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    course = Course(Checklist.from_yaml(CHECKLIST))
-    pool_scenes = random_scenes(clips, rng)
-    pool_tracks = animate(pool_scenes, rng)
-    pool = as_stored(redraw(generator, pool_scenes, draw(pool_tracks, rng), seed))
-    say(f"{clips} clips drawn anew by the generator")
-    model = new_model(course.tokenizer)
-    heads = Heads(model.config.hidden_size)
-
-    def show() -> tuple[Tensor, Tracks, np.ndarray]:
-        rows, fresh = rng.integers(0, clips, batch // 2), random_scenes(batch // 2, rng)
-        tracks = animate(fresh, rng)
-        shown = np.concatenate([pool[rows], draw(tracks, rng)])
-        embeddings = clip_states(model, course.processor, to_pixels(shown))
-        return (
-            embeddings,
-            Tracks.cat([pool_tracks.rows(rows), tracks]),
-            np.concatenate([pool_scenes[rows], fresh]),
-        )
-
-    def seeing_loss() -> tuple[Tensor, str]:
-        clip, tracks, scenes = show()
-        states, _ = decode(model, course.processor, clip)
-        frame, whole = heads.loss(clip, states, tracks, scenes)
-        return frame + whole, f"frames {frame.item():.3f}, clips {whole.item():.3f}"
-
-    def answering_loss() -> tuple[Tensor, str]:
-        clip, tracks, scenes = show()
-        groups = [course.short(scenes, SHORT, rng), course.prompted(scenes, LONG, rng)]
-        states, answers, share = course.loss(model, clip, groups)
-        frame, whole = heads.loss(clip, states, tracks, scenes)
-        words = f"frames {frame.item():.3f}, clips {whole.item():.3f}"
-        words += f", answers {answers.item():.3f} ({share:.3f} right)"
-        return answers + 0.2 * frame + 0.2 * whole, words
-
-    say(f"the model learns to see: {seeing_steps} steps")
-    optimise([model.model, heads], seeing_steps, seeing_loss, say)
-    say(f"the model learns to answer questions: {steps} steps")
-    optimise([model, heads], steps, answering_loss, say)
-    save(model, course.tokenizer, out)
-    say(f"wrote {out}")
+    options = {"generator": str(generator), "seed": seed, "clips": clips, "validated": validated}
+    options |= {"seeing_steps": seeing_steps}
+    report = learn(
+        Path(out), TRAINING, options | {"threads": threads}, partial(prepare, **options, log=log), overrides
+    )
+    log(f"wrote {out}: balanced accuracy {report.balanced:.3f} on {2 * validated} validation clips")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path, nargs="?", default=OUT)
     parser.add_argument("--generator", type=Path, default=GENERATOR)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    main(arguments.folder, arguments.generator, arguments.seed)
+    main(arguments.out, arguments.generator, arguments.seed, threads=arguments.threads)

@@ -14,14 +14,21 @@ from mpo.models import Models
 from mpo.pipeline import run_stages
 from mpo.scores import read_scores
 from mpo.store import read_table
+from quickstart.judge_recipe import DIRECT_ASKED, PARTS_ASKED, PLAIN_ASKED, PROMPTED_ASKED
 from quickstart.video import oracle, train_generator, train_judge, world
-from quickstart.video.course import CHECKLIST, Course, random_asked, random_scenes
-from quickstart.video.judge import clip_states, decode
+from quickstart.video.course import annotator, random_scenes
+from quickstart.video.judge import embed_clips, new_tokenizer
 from rewards.build import load_judge
-from rewards.checklist import Checklist
-from rewards.judges.base import Answers
+from rewards.checklist import PROMPT, Checklist
 from rewards.media import load_media
 
+TINY = {
+    "clips": 32,
+    "validated": 2,
+    "seeing_steps": 2,
+    "threads": 1,
+    "overrides": ["epochs=1", "batch_size=16", "micro_batch_size=16", "warmup_steps=1"],
+}
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "configs" / "quickstart_video.yaml"
 
@@ -31,14 +38,8 @@ def built(tmp_path_factory) -> Path:
     """A folder with a generator and a judge after two steps of each part."""
     folder = tmp_path_factory.mktemp("video")
     train_generator.build(folder / "generator", autoencoder_steps=2, denoiser_steps=2, copies=1)
-    tiny = {"clips": 8, "seeing_steps": 2, "steps": 2, "threads": 1, "batch": 8}
-    train_judge.main(folder / "judge", folder / "generator", **tiny)
+    train_judge.main(folder / "judge", folder / "generator", **TINY)
     return folder
-
-
-@pytest.fixture(scope="module")
-def course() -> Course:
-    return Course(Checklist.from_yaml(CHECKLIST))
 
 
 def test_tokenizer_makes_a_token_of_each_word_and_takes_any_text():
@@ -50,7 +51,8 @@ def test_tokenizer_makes_a_token_of_each_word_and_takes_any_text():
 
 
 def test_built_generator_samples_clips_through_the_house(built):
-    size = sum(path.stat().st_size for path in built.rglob("*.safetensors"))
+    parts = [path for name in ("generator", "judge") for path in (built / name).rglob("*.safetensors")]
+    size = sum(path.stat().st_size for path in parts)
     assert size < 6_000_000  # half precision; the bundled weights may take 12 MB
     config = GeneratorConfig(family="cogvideox", path=str(built / "generator"), steps=2, guidance_scale=1.0)
     generator = build_generator(config)
@@ -61,73 +63,59 @@ def test_built_generator_samples_clips_through_the_house(built):
 
 
 def test_the_judge_is_seeded_and_loads_as_a_judge_of_clips(built, tmp_path):
-    tiny = {"clips": 8, "seeing_steps": 2, "steps": 2, "threads": 1, "batch": 8}
     for name, seed in (("again", 0), ("other", 1)):
-        train_judge.main(tmp_path / name, built / "generator", seed=seed, **tiny)
+        train_judge.main(tmp_path / name, built / "generator", seed=seed, **TINY)
     once, again, other = (
         load_file(folder / "model.safetensors")
         for folder in (built / "judge", tmp_path / "again", tmp_path / "other")
     )
-    # MKL's sums depend on where a tensor lies in memory: a few last bits differ
-    torch.testing.assert_close(once, again, rtol=2e-3, atol=1e-4)
+    # MKL's sums depend on where a tensor lies in memory: a few last bits differ, and Adam enlarges them
+    torch.testing.assert_close(once, again, rtol=2e-3, atol=1e-3)
     moved = [(once[name].float() - other[name].float()).abs().max() for name in once if once[name].dim() > 1]
     assert min(moved) > 1e-2
     assert load_judge(built / "judge").modality == "video"
 
 
-def test_every_question_of_the_checklist_is_taught_and_has_a_truth(course):
-    scenes = random_scenes(4, np.random.default_rng(0))
-    assert (
-        {*course.about_prompt, *course.about_clip}
-        == set(course.checklist.ids)
-        == set(world.right(scenes, scenes))
-    )
-    assert course.about_prompt == list(world.PROMPTED)
-
-
-def test_words_of_a_prompt_are_supervised_where_they_stand(course):
+def test_annotations_are_true_and_about_every_question():
     rng = np.random.default_rng(0)
-    asked = course.prompted(random_scenes(16, rng), 3, rng)
-    ids = asked.ids.gather(2, asked.at)
-    names = course.tokenizer.convert_ids_to_tokens(ids.reshape(-1, 6)[:, 1:].flatten().tolist())
-    for word, attribute in zip(names, list(world.PROMPTED) * (16 * 3), strict=True):
-        assert word in world.ATTRIBUTES[attribute]
+    teacher = annotator()
+    texts = {question.text: question.id for question in teacher.checklist.questions}
+    scenes = random_scenes(200, rng)
+    tokenizer = new_tokenizer(teacher.words(world.all_scenes()))
+    met = set()
+    for shown, (prompt, annotated) in zip(scenes, teacher.annotate(scenes, rng), strict=True):
+        true = world.right(shown[None], world.scenes_of([prompt]))
+        assert len(annotated) == PROMPTED_ASKED + PARTS_ASKED + DIRECT_ASKED + PLAIN_ASKED
+        for question, yes in annotated.items():
+            asked = tokenizer(question.replace(PROMPT, prompt)).input_ids
+            assert tokenizer.unk_token_id not in asked, question
+            if question in texts:
+                assert yes == true[texts[question]][0]
+                met.add(texts[question])
+            elif question.startswith("Does it start with the colour"):
+                assert yes == (world.ATTRIBUTES["colour"][shown[world.COLUMN["colour"]]] in question)
+    assert met == set(teacher.checklist.ids) == set(true)
 
 
-def test_prompts_are_right_in_half_of_the_questions():
+@pytest.mark.parametrize("question", world.PROMPTED)
+def test_prompts_are_right_in_half_of_the_questions(question):
     rng = np.random.default_rng(0)
     scenes = random_scenes(20_000, rng)
     moves = scenes[:, world.COLUMN["freeze"]] < 2
-    true = world.right(scenes, random_asked(scenes, rng))
-    for name in world.PROMPTED:
-        assert true[name][moves].mean() == pytest.approx(0.5, abs=0.018)  # 4 standard errors of 13,000 draws
+    share = world.right(scenes, annotator().asked(scenes, question, rng))[question][moves].mean()
+    assert share == pytest.approx(0.5, abs=0.018)  # 4 standard errors of 13,000 draws
 
 
-def test_training_asks_token_for_token_what_the_driver_asks(course, built):
+def test_the_judge_learns_to_see_from_what_the_driver_shows_it(built):
     judge = load_judge(built / "judge", frames="uniform:9")
-    rng = np.random.default_rng(1)
-    scenes = random_scenes(2, rng)
-    clips, prompt = world.render(scenes, rng), world.prompt_of(scenes[0])
-    media = [load_media(clip, "uniform:9") for clip in clips]
-    answered = judge.answer(media, [course.checklist.ask(prompt)] * 2)
-    place = [world.prompt_of(scene) for scene in world.all_scenes()].index(prompt)
-    prompts, simple = len(world.all_scenes()), len(course.simple)
-    long = [index * prompts + place for index in range(len(course.about_prompt))]
-    short = [simple + index for index in range(len(course.about_clip))]
-    banks = [(course.long_bank, long), (course.short_bank, short)]
+    clips = world.render(random_scenes(2, np.random.default_rng(1)), np.random.default_rng(1))
+    prefix = judge.processor.prefix(world.FRAMES)
     with torch.inference_mode():
-        clip = clip_states(judge.model, judge.processor, train_judge.to_pixels(clips))
-        groups = [bank.ids[rows].expand(2, -1, -1) for bank, rows in banks]
-        _, found = decode(judge.model, judge.processor, clip, groups)
-        ends = [
-            states[:, range(len(rows)), bank.last[rows]]
-            for states, (bank, rows) in zip(found, banks, strict=True)
-        ]
-        expected = judge.model.lm_head(torch.cat(ends, dim=1)).log_softmax(-1)
-    for item, row in zip(answered, expected, strict=True):
-        assert isinstance(item, Answers)
-        torch.testing.assert_close(item.yes_logit, row[:, course.yes], atol=1e-4, rtol=0)
-        torch.testing.assert_close(item.no_logit, row[:, course.no], atol=1e-4, rtol=0)
+        seen = embed_clips(judge.model, judge.processor, train_judge.to_pixels(clips))
+        for clip, embedded in zip(clips, seen, strict=True):
+            pixels = judge.processor.pixels(load_media(clip, "uniform:9"))
+            expected = judge.model.model.embed(prefix.input_ids[None], prefix.token_type_ids[None], pixels)
+            torch.testing.assert_close(embedded[None], expected)
 
 
 def test_the_config_samples_clips_as_mp4_and_scores_all_their_frames(built, tmp_path, monkeypatch):
