@@ -69,24 +69,25 @@ def _read_clips(media: list[Media]) -> tuple[np.ndarray, np.ndarray]:
     return video_oracle.read(np.stack([item.frames for item in media]))
 
 
-# By modality: lessons, world, what makes media of what was drawn, what reads scenes off media (and if any).
+# Config, lessons, world, what makes media of what was drawn, what reads scenes off media (and if any).
 WORLDS = {
-    "image": (course, world, _pictures, _read_pictures),
-    "video": (video_course, video_world, _clips, _read_clips),
+    "image": ("quickstart.yaml", course, world, _pictures, _read_pictures),
+    "video": ("quickstart_video.yaml", video_course, video_world, _clips, _read_clips),
 }
 
 
 def main(
-    run: str | Path, judge: Path | None = None, generator: Path | None = None, count: int = 1000
+    kind: str = "image", judge: Path | None = None, generator: Path | None = None, count: int = 1000
 ) -> None:
     """Print a Markdown table of the agreement on `count` renders and on `count` samples.
 
-    run: the config whose generator samples, as a run would, and whose judge answers, unless others are named.
+    kind: image | video. The quickstart's generator samples, as in a run, and its judge answers, unless others
+    are named.
     """
-    config, rng = load(run), np.random.default_rng(SEED)
+    run, lessons, drawn_by, as_media, read = WORLDS[kind]
+    config, rng = load(CONFIGS / run), np.random.default_rng(SEED)
     config.generator.path = str(generator or config.generator.path)
     asked = load_judge(judge or config.reward.judge, frames=config.reward.frames, batch_size=64)
-    lessons, drawn_by, as_media, read = WORLDS[asked.modality]
     annotator, scenes = lessons.annotator(), lessons.random_scenes(count, rng)
     renders = agreement(asked, annotator, as_media(drawn_by.render(scenes, rng)), scenes, rng)
     sampler = build_generator(config.generator)
@@ -110,5 +111,4 @@ if __name__ == "__main__":
     parser.add_argument("--generator", type=Path, help="another folder than the bundled one")
     parser.add_argument("--count", type=int, default=1000, help="media of each kind")
     arguments = parser.parse_args()
-    run = CONFIGS / ("quickstart_video.yaml" if arguments.video else "quickstart.yaml")
-    main(run, arguments.judge, arguments.generator, arguments.count)
+    main("video" if arguments.video else "image", arguments.judge, arguments.generator, arguments.count)

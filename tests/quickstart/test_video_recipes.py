@@ -69,10 +69,17 @@ def test_the_judge_is_seeded_and_loads_as_a_judge_of_clips(built, tmp_path):
         load_file(folder / "model.safetensors")
         for folder in (built / "judge", tmp_path / "again", tmp_path / "other")
     )
-    # MKL's sums depend on where a tensor lies in memory: a few last bits differ, and Adam enlarges them
-    torch.testing.assert_close(once, again, rtol=2e-3, atol=1e-3)
-    moved = [(once[name].float() - other[name].float()).abs().max() for name in once if once[name].dim() > 1]
-    assert min(moved) > 1e-2
+    for part in ("train.jsonl", "train/00000.mp4", "train/00063.mp4"):
+        assert (built / "judge.course" / part).read_bytes() == (tmp_path / "again.course" / part).read_bytes()
+
+    def alike(first, second):
+        return min(
+            (first[name].float() - second[name].float()).abs().lt(5e-4).float().mean() for name in once
+        )
+
+    # MKL's sums depend on where a tensor lies in memory; Adam makes a step of what is nearly nothing
+    assert alike(once, again) > 0.97
+    assert alike(once, other) < 0.5
     assert load_judge(built / "judge").modality == "video"
 
 
