@@ -1,6 +1,6 @@
 """The pages as a user meets them: opened in Chromium, filtered, moved through by keyboard, clips played.
 
-Needs chromium on the PATH and playwright (`pip install -e .[browser]`); skipped without.
+Skipped where no chromium is on the PATH.
 """
 
 import shutil
@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from playwright import sync_api as playwright
 from test_report import fake_run
 
 from mpo.gallery import Card, Gallery, Sample
 from mpo.report import gather, page
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CLIPS = [
     Path(__file__).parents[1] / "golden" / "media" / f"{name}.mp4" for name in ("rotated", "odd", "long")
 ]
