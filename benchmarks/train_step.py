@@ -1,13 +1,13 @@
 """A training step of DiffusionDPOTrainer against the plain way, side by side: seconds and peak memory.
 
-    python benchmarks/train_step.py [--models "unet mid"] [--modes lora full] [--steps 15]
+    python benchmarks/train_step.py [--models "unet mid"] [--modes lora full] [--batch 16] [--micro 2]
 
 The plain way keeps a second copy of the denoiser as the reference, holds VAE and text encoder in memory, and
 encodes pictures and prompts at every step; ours reads both from what was stored, and takes the reference from
-the adapter's switch where there is one. Both take the same pairs, noise, optimiser, autograd and layout of
-weights. Steps of the two alternate in one process, seconds are medians of that process's own CPU time (of the
-clock on a GPU), and each way's peak memory is taken in a process of its own, over its steps. Models have
-random weights.
+the adapter's switch where there is one. Both take the same pairs, noise, optimiser, autograd, layout of
+weights, and micro-batches, whose gradients a step adds up. Steps of the two alternate in one process, seconds
+are medians of that process's own CPU time (of the clock on a GPU), and each way's peak memory is taken in a
+process of its own, over its steps. Models have random weights.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from mpo.preference_data import PreferencePairs  # noqa: E402
 from mpo.trainer import DiffusionDPOTrainer  # noqa: E402
 from mpo.training_arguments import training_arguments  # noqa: E402
 
-WARM_UP, PAIRS, BETA, RATE = 3, 6, 200.0, 1e-5
+WARM_UP, PAIRS, BETA, RATE = 2, 6, 200.0, 1e-5
 GPU = torch.cuda.is_available()
 
 
@@ -82,7 +82,7 @@ class Parts:
         model.register_forward_hook(ended)
 
 
-def inputs(name: str, batch: int):
+def inputs(name: str):
     """Pictures or clips [2 * PAIRS] and prompts [PAIRS], the same for both ways."""
     size = MEDIA[name.split()[0]]
     shape = (size["height"], size["width"], 3)
@@ -104,9 +104,9 @@ def tuned(generator, mode: str):
 class Ours:
     """The trainer over stored latents; `steps` calls `between` after each step with its seconds and parts."""
 
-    def __init__(self, name: str, settings, mode: str, batch: int, stored) -> None:
+    def __init__(self, name: str, settings, mode: str, batch: int, micro: int, stored) -> None:
         generator = build_generator(settings, denoiser_only=True)
-        self.tuning, self.batch, self.parts = tuned(generator, mode), batch, Parts()
+        self.tuning, self.parts, self.batch, self.micro = tuned(generator, mode), Parts(), batch, micro
         latents, conditioning = stored
         even = list(range(0, 2 * PAIRS, 2))
         self.pairs = PreferencePairs(
@@ -135,7 +135,7 @@ class Ours:
                 self.start = now()
 
         train = TrainConfig(
-            beta=BETA, learning_rate=RATE, steps=steps, batch_size=self.batch, micro_batch_size=self.batch
+            beta=BETA, learning_rate=RATE, steps=steps, batch_size=self.batch, micro_batch_size=self.micro
         )
         with tempfile.TemporaryDirectory() as folder:
             arguments = training_arguments(
@@ -155,8 +155,9 @@ class Ours:
 class Plain:
     """The same training as a plain loop with a second copy of the model and all encoders."""
 
-    def __init__(self, name: str, settings, mode: str, batch: int, stored=None) -> None:
-        self.generator, self.batch, self.parts, self.at = build_generator(settings), batch, Parts(), 0
+    def __init__(self, name: str, settings, mode: str, batch: int, micro: int, stored=None) -> None:
+        self.generator, self.parts, self.at = build_generator(settings), Parts(), 0
+        self.batch, self.micro = batch, micro
         self.reference = copy.deepcopy(self.generator.model).requires_grad_(False)
         if mode == "lora":
             LoraTuning(self.generator, rank=16)
@@ -165,7 +166,7 @@ class Plain:
         self.generator.model.train()
         for model in (self.generator.model, self.reference):
             Denoiser(self.generator, model).channels_last()
-        self.media, self.prompts = inputs(name, batch)
+        self.media, self.prompts = inputs(name)
         trained = [p for p in self.generator.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
         self.trained = trained
@@ -178,19 +179,27 @@ class Plain:
             between({"step": now() - start, **self.parts.take()})
 
     def step(self) -> None:
+        for _ in range(self.batch // self.micro):
+            loss = self.loss(self.micro) / (self.batch // self.micro)
+            with self.parts.part("policy"):
+                loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def loss(self, count: int) -> torch.Tensor:
+        """The loss of the next `count` pairs."""
         generator, schedule = self.generator, self.generator.schedule
-        chosen = [(self.at + i) % PAIRS for i in range(self.batch)]
-        self.at += self.batch
+        chosen = [(self.at + i) % PAIRS for i in range(count)]
+        self.at += count
         with self.parts.part("VAE"):
             media = [self.media[2 * i] for i in chosen] + [self.media[2 * i + 1] for i in chosen]
             x0 = generator.encode(media).to(generator.device)
         with self.parts.part("text"):
             rows = generator.encode_prompts([self.prompts[i] for i in chosen])
             conditioning = Conditioning.cat([rows, rows]).to(generator.device)
-        noise = torch.randn_like(x0[: self.batch]).repeat(2, *[1] * (x0.dim() - 1))
-        drawn = [
-            schedule.sample_timesteps(torch.Generator().manual_seed(self.at + i)) for i in range(self.batch)
-        ]
+        noise = torch.randn_like(x0[:count]).repeat(2, *[1] * (x0.dim() - 1))
+        drawn = [schedule.sample_timesteps(torch.Generator().manual_seed(self.at + i)) for i in range(count)]
         timesteps = torch.cat(drawn).repeat(2).to(x0.device)
         x_t, target = schedule.add_noise(x0, noise, timesteps), schedule.target(x0, noise, timesteps)
         with torch.no_grad():
@@ -198,40 +207,37 @@ class Plain:
         error = (generator.predict(x_t, timesteps, conditioning) - target).square().flatten(1).mean(1)
         ref_error = (reference - target).square().flatten(1).mean(1)
         excess = error - ref_error
-        loss = -logsigmoid(-0.5 * BETA * (excess[: self.batch] - excess[self.batch :])).mean()
-        with self.parts.part("policy"):
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        return -logsigmoid(-0.5 * BETA * (excess[:count] - excess[count:])).mean()
 
 
-def store(name: str, settings, batch: int):
+def store(name: str, settings):
     generator = build_generator(settings)
-    media, prompts = inputs(name, batch)
+    media, prompts = inputs(name)
     return generator.encode(media), generator.encode_prompts(prompts)
 
 
-def seconds(name: str, settings, mode: str, batch: int, steps: int) -> dict[str, list[dict[str, float]]]:
+def seconds(
+    name: str, settings, mode: str, batch: int, micro: int, steps: int
+) -> dict[str, list[dict[str, float]]]:
     """The parts of every step after warming up, of both ways, whose steps alternate."""
     found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
-    stored = store(name, settings, batch)
-    plain = Plain(name, settings, mode, batch)
+    stored = store(name, settings)
+    plain = Plain(name, settings, mode, batch, micro)
 
     def between(parts):
         found["ours"].append(parts)
         plain.run(1, found["plain"].append)
 
-    Ours(name, settings, mode, batch, stored).run(WARM_UP + steps, between)
+    Ours(name, settings, mode, batch, micro, stored).run(WARM_UP + steps, between)
     return {way: rows[WARM_UP:] for way, rows in found.items()}
 
 
-def peak_bytes(way: str, name: str, settings, mode: str, batch: int) -> float:
+def peak_bytes(way: str, name: str, settings, mode: str, batch: int, micro: int) -> float:
     """The most memory that the process held during a step beyond what it held before loading any model."""
-    stored = store(name, settings, batch) if way == "ours" else None
+    stored = store(name, settings) if way == "ours" else None
     gc.collect()
     base = 0 if GPU else _resident("VmRSS")
-    runner = (Ours if way == "ours" else Plain)(name, settings, mode, batch, stored)
+    runner = (Ours if way == "ours" else Plain)(name, settings, mode, batch, micro, stored)
     peaks = []
 
     def between(_):
@@ -310,8 +316,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--modes", nargs="+", choices=("lora", "full"), default=["lora", "full"])
-    parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--batch", type=int, default=4, help="pairs a step")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=16, help="pairs a step")
+    parser.add_argument("--micro", type=int, default=2, help="pairs a forward pass")
     parser.add_argument("--raw", type=Path, help="also write every step's seconds there, as JSON")
     args = parser.parse_args()
     print(HEAD, "|" + " --- |" * HEAD.count(" |"), sep="\n", flush=True)
@@ -320,9 +327,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             settings = save_pipeline(name, Path(folder))
             for mode in args.modes:
-                both = alone(seconds, name, settings, mode, args.batch, args.steps)
+                both = alone(seconds, name, settings, mode, args.batch, args.micro, args.steps)
                 memory = {
-                    way: alone(peak_bytes, way, name, settings, mode, args.batch) for way in ("ours", "plain")
+                    way: alone(peak_bytes, way, name, settings, mode, args.batch, args.micro)
+                    for way in ("ours", "plain")
                 }
                 raw[f"{name} {mode}"] = {"seconds": both, "memory": memory}
                 print(line(name, mode, both, memory), flush=True)
