@@ -66,9 +66,7 @@ def _page(
     runs = {job.member.arm.name: job.run for job in done if job.member.seed == seed}
     ordered = [runs[arm.name] for arm in ablation.arms() if arm.name in runs]
     path = Path(ablation.folder) / "ablation.html"
-    write_bytes(
-        path, compare_page(ordered, f"{ablation.name}: the arms at seed {seed}", figures, over_seeds).encode()
-    )
+    write_bytes(path, compare_page(ordered, ablation.name, figures, over_seeds, f"At seed {seed}").encode())
     return path
 
 

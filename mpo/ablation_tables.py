@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mpo.ablation_results import Result, Results
@@ -14,73 +14,82 @@ ROLES = ["arm", "dimension", "role", "change", "95 % interval", "p", "found"]
 
 @dataclass(frozen=True)
 class Table:
-    """Words and numbers as they are shown; the first two columns are words."""
+    """Words and numbers as they are shown."""
 
     caption: str
     header: list[str]
     rows: list[list[str]]
+    align: str  # l for words or r for numbers, a letter a column
 
 
 def tables(found: Results, kept: Sequence[Kept] = ()) -> list[Table]:
-    """The change that each arm makes, how it differs from the base arm, and, where arms hold or ignore
-    dimensions, what became of each role."""
-    header, changes, differences = _cells(found)
-    made = [Table(_caption(found), header, changes), Table(_against(found), header, differences)]
-    return [*made, Table(_roles(kept), ROLES, _role_rows(found, kept))] if kept else made
+    """By each reward the change that each arm makes, and how it differs from the base arm; then, where arms
+    hold or ignore dimensions, what became of each role."""
+    rewards = list(dict.fromkeys(reward for reward, _ in found.scores))
+    made = [_changes(found, reward) for reward in rewards]
+    made += [_differences(found, reward) for reward in rewards]
+    return [*made, Table(_roles(kept), ROLES, _role_rows(found, kept), "lllrrrl")] if kept else made
 
 
 def markdown(found: Results, kept: Sequence[Kept] = ()) -> str:
     """The tables in Markdown."""
     texts = []
     for table in tables(found, kept):
-        lines = [table.header, ["---"] * 2 + ["---:"] * (len(table.header) - 2), *table.rows]
+        lines = [table.header, ["---" if one == "l" else "---:" for one in table.align], *table.rows]
         texts += [f"**{table.caption}**", "\n".join("| " + " | ".join(row) + " |" for row in lines)]
     return "\n\n".join(texts + ([_missing(found)] if found.missing else [])) + "\n"
 
 
 def latex(found: Results, kept: Sequence[Kept] = ()) -> str:
-    """The same tables for booktabs."""
+    """The same tables for booktabs, as wide as the text at most (graphicx)."""
 
     def tex(table: Table) -> str:
         body = "\n".join(" & ".join(_tex(cell) for cell in row) + r" \\" for row in table.rows)
         return (
             "\\begin{table}\n\\centering\n\\small\n"
             f"\\caption{{{_tex(table.caption)}}}\n"
-            f"\\begin{{tabular}}{{lr{'r' * (len(table.header) - 2)}}}\n\\toprule\n"
+            "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%\n"
+            f"\\begin{{tabular}}{{{table.align}}}\n\\toprule\n"
             + " & ".join(_tex(cell) for cell in table.header)
-            + f" \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}\n\\end{{table}}\n"
+            + f" \\\\\n\\midrule\n{body}\n\\bottomrule\n\\end{{tabular}}}}\n\\end{{table}}\n"
         )
 
-    return "\n".join(map(tex, tables(found, kept)))
+    packages = "% \\usepackage{booktabs,graphicx}\n"
+    return packages + "\n".join(map(tex, tables(found, kept)))
 
 
-def _cells(found: Results) -> tuple[list[str], list[list[str]], list[list[str]]]:
-    """Header, rows of changes, rows of differences."""
-    header = ["arm", "pairs", *(f"{reward} {score}".replace("_", " ") for reward, score in found.scores)]
-    changes, differences = [], []
-    for arm in found.arms:
-        label = ", ".join(arm.labels.values())
-        row = [found.result(arm.name, key) for key in found.scores]
-        pairs = f"{found.pairs[arm.name]:,.0f}"
-        changes.append([label, pairs, *(_spread(one.change) for one in row)])
-        differences.append([label, pairs, *(_difference(one) for one in row)])
-    return header, changes, differences
-
-
-def _caption(found: Results) -> str:
+def _changes(found: Results, reward: str) -> Table:
     seeds = sorted({len(seeds) for seeds in found.seeds.values()})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return (
-        f"{found.ablation.name}: change on held-out prompts against the original model, mean over {count} "
-        f"seed{'s' if seeds[-1] > 1 else ''}" + (" and half its 95 % interval" if seeds[-1] > 1 else "")
+    several = seeds[-1] > 1
+    caption = (
+        f"{found.ablation.name}: change by the {reward} on held-out prompts against the original model, "
+        f"mean over {count} seed{'s' if several else ''}" + (" and half its 95 % interval" if several else "")
     )
+    return _table(found, reward, caption, lambda one: _spread(one.change))
 
 
-def _against(found: Results) -> str:
-    return (
-        f"Difference to the base arm ({', '.join(found.arms[0].labels.values())}) and p, paired over seeds "
-        "and prompts, by Holm over the arms in each score; * below 0.05"
+def _differences(found: Results, reward: str) -> Table:
+    caption = (
+        f"Difference to the base arm ({', '.join(found.arms[0].labels.values())}) by the {reward} and p, "
+        "paired over seeds and prompts, by Holm over the arms in each score; * below 0.05"
     )
+    return _table(found, reward, caption, _difference)
+
+
+def _table(found: Results, reward: str, caption: str, cell: Callable[[Result], str]) -> Table:
+    """A row for each arm, a column for each score of one reward."""
+    keys = [key for key in found.scores if key[0] == reward]
+    header = ["arm", "pairs", *(" ".join(key).replace("_", " ") for key in keys)]
+    rows = [
+        [
+            ", ".join(arm.labels.values()),
+            f"{found.pairs[arm.name]:,.0f}",
+            *(cell(found.result(arm.name, key)) for key in keys),
+        ]
+        for arm in found.arms
+    ]
+    return Table(caption, header, rows, "l" + "r" * (len(header) - 1))
 
 
 def _roles(kept: Sequence[Kept]) -> str:

@@ -112,6 +112,11 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", MINUS)
 
 
+def breakable(name: str) -> Markup:
+    """A name that may be broken after an underscore where it is too long for its place."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
+
+
 def decimals(reach: float) -> int:
     """How many of them show three digits of `reach`: from one to six, and one where all is rounding."""
     return min(6, max(1, 2 - math.floor(math.log10(reach)))) if reach > ROUNDING else 1

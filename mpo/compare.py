@@ -81,14 +81,19 @@ def compare_runs(runs: Sequence[Run]) -> Comparison:
 
 
 def compare_page(
-    runs: Sequence[Run], title: str, figures: Sequence[Path] = (), tables: Sequence[Table] = ()
+    runs: Sequence[Run],
+    title: str,
+    figures: Sequence[Path] = (),
+    tables: Sequence[Table] = (),
+    heading: str = "Scores",
 ) -> str:
-    """One page without network: `tables`, `figures` (SVG or PNG files), the comparison, the same prompts by
-    every run with a slider over them, and the settings that differ."""
+    """One page without network: `tables`, `figures` (SVG or PNG files), the comparison under its `heading`,
+    the same prompts by every run with a slider over them, and the settings that differ."""
     found = compare_runs(runs)
     galleries = {"samples": _gallery(runs)} if found.paired else {}
     return template("compare.html.jinja").render(
         title=title,
+        heading=heading,
         found=found,
         tables=tables,
         charts=charts,

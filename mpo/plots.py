@@ -13,6 +13,10 @@ from mpo.config import GRANULARITIES
 from mpo.store import writing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
     from mpo.ablation import Arm
     from mpo.ablation_results import Results
     from mpo.significance import Estimate
@@ -75,39 +79,57 @@ def yield_figure(found: Survey) -> Figure:
 def axis_figure(found: Results, axis: str) -> Figure:
     """The change in every score along one axis: seeds as small marks, means with their 95 % intervals.
 
-    Arms that agree in the other axes are joined by a line.
+    Labels that are numbers stand in their order, and arms that agree in the other axes are joined by a line;
+    along mere names a line would say nothing.
     """
     labels = [
         label for label in found.ablation.axes[axis] if any(a.labels[axis] == label for a in found.arms)
     ]
-    others = dict.fromkeys(_others(arm, axis) for arm in found.arms)
+    numbers = all(map(_is_number, labels))
+    labels = sorted(labels, key=float) if numbers else labels
     columns = min(4, len(found.scores))
     rows = -(-len(found.scores) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.7 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
     for panel, key in zip(panels, found.scores, strict=False):
-        panel.axhline(0, color="grey", linewidth=0.8)
-        for number, other in enumerate(others):
-            arms = [arm for arm in found.arms if _others(arm, axis) == other]
-            places = [
-                labels.index(arm.labels[axis]) + 0.08 * (number - (len(others) - 1) / 2) for arm in arms
-            ]
-            results = [found.result(arm.name, key) for arm in arms]
-            colour, mark = COLOURS[number % len(COLOURS)], MARKS[number % len(MARKS)]
-            reach = [_reach(one.change) for one in results]
-            means = [one.change.mean for one in results]
-            panel.errorbar(places, means, reach, color=colour, marker=mark, capsize=3, label=other or None)
-            for place, one in zip(places, results, strict=True):
-                panel.plot([place] * len(one.values), one.values, ".", color=colour, alpha=0.4, markersize=4)
-        panel.set(title=" ".join(key).replace("_", " "))
-        panel.set_xticks(range(len(labels)), labels, rotation=30 if len(labels) > 3 else 0)
-    for panel in panels[len(found.scores) :]:
-        panel.set_visible(False)
+        _axis_panel(panel, found, axis, labels, key, "-" if numbers else "")
+    for number, panel in enumerate(panels):
+        panel.set_visible(number < len(found.scores))
+        panel.tick_params(labelbottom=number + columns >= len(found.scores))  # where no panel is below
+        if sum(map(len, labels)) > 24:  # side by side they would run into each other
+            for text in panel.get_xticklabels():
+                text.set(rotation=30, ha="right", rotation_mode="anchor")
     panels[0].set_ylabel("change")
-    if any(others):
-        panels[0].legend(fontsize="x-small")
+    handles, names = panels[0].get_legend_handles_labels()
+    if names:
+        figure.legend(handles, names, fontsize="small", loc="outside right upper")
     figure.suptitle(f"{found.ablation.name}: {axis}")
     return figure
+
+
+def _axis_panel(
+    panel: Axes, found: Results, axis: str, labels: Sequence[str], key: tuple[str, str], line: str
+) -> None:
+    """One score of `axis_figure`; `labels` from left to right."""
+    others = dict.fromkeys(_others(arm, axis) for arm in found.arms)
+    step = min(0.16, 0.6 / len(others))
+    panel.axhline(0, color="grey", linewidth=0.8)
+    for number, other in enumerate(others):
+        arms = sorted(
+            (arm for arm in found.arms if _others(arm, axis) == other),
+            key=lambda arm: labels.index(arm.labels[axis]),
+        )
+        places = [labels.index(arm.labels[axis]) + step * (number - (len(others) - 1) / 2) for arm in arms]
+        results = [found.result(arm.name, key) for arm in arms]
+        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKS[number % len(MARKS)]}
+        reach = [_reach(one.change) for one in results]
+        means = [one.change.mean for one in results]
+        panel.errorbar(places, means, reach, linestyle=line, capsize=3, label=other or None, **style)
+        for place, one in zip(places, results, strict=True):
+            beside = [place + 0.4 * step] * len(one.values)
+            panel.plot(beside, one.values, ".", color=style["color"], alpha=0.6, markersize=4)
+    panel.set(title=" ".join(key).replace("_", " "), xlim=(-0.5, len(labels) - 0.5))
+    panel.set_xticks(range(len(labels)), labels)
 
 
 def pareto_figure(found: Results, x: tuple[str, str], y: tuple[str, str]) -> Figure:
@@ -147,6 +169,14 @@ def pareto_figure(found: Results, x: tuple[str, str], y: tuple[str, str]) -> Fig
 
 def _reach(one: Estimate) -> float:
     return one.high - one.mean if one.high is not None else 0.0
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
 
 
 def _others(arm: Arm, axis: str) -> str:

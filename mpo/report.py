@@ -76,7 +76,8 @@ def template(name: str) -> Any:
     environment = Environment(
         loader=FileSystemLoader(PAGES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {name: getattr(charts, name) for name in ("fixed", "number", "signed")}
+    filters = ("breakable", "fixed", "number", "signed")
+    environment.filters |= {name: getattr(charts, name) for name in filters}
     return environment.get_template(name)
 
 

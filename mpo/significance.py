@@ -34,7 +34,9 @@ def paired(differences: Tensor) -> Estimate:
 
     Seeds and prompts are both samples of what one wants to speak of, so both count as random: the variance of
     the mean is (MS_seeds + MS_prompts - MS_rest) / SP with Satterthwaite's degrees of freedom, the quasi-F of
-    Clark (1973, "The language-as-fixed-effect fallacy"). A component that comes out negative is taken as 0.
+    Clark (1973, "The language-as-fixed-effect fallacy"). A component that comes out negative is taken as 0,
+    and the degrees of freedom never fall below those of seeds or prompts, whichever are fewer: subtracting
+    can push them just under, with two seeds under 1.
     With no effect of seeds this is the paired t-test over prompts, with no effect of prompts the one over
     seeds. One seed: over prompts alone. Prompts that lack a value in any seed are left out.
     """
@@ -58,7 +60,7 @@ def paired(differences: Tensor) -> Estimate:
     total = squares[0] + squares[1] - error
     parts = (*squares, error)
     freedom = total**2 / sum(square**2 / k for square, k in zip(parts, degrees, strict=True))
-    return _estimate(float(mean), total / (S * P), freedom)
+    return _estimate(float(mean), total / (S * P), max(freedom, min(degrees)))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 from playwright import sync_api as playwright
+from test_ablation_results import ABLATION, asking, jobs  # noqa: F401
+from test_compare import evaluated
 from test_report import fake_run
 
+from mpo.ablation_pages import show_results
+from mpo.compare import compare_page, compare_runs
+from mpo.config import ObjectiveConfig
 from mpo.gallery import Card, Gallery, Sample
-from mpo.report import gather, page
+from mpo.report import Report, gather, page
 
 CLIPS = [
     Path(__file__).parents[1] / "golden" / "media" / f"{name}.mp4" for name in ("rotated", "odd", "long")
@@ -46,12 +51,12 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a report; ends the test if the page complained or asked for anything but itself."""
+    """Opens a report or HTML; fails the test if the page complained or asked for anything but itself."""
     complaints = []
 
     def open_page(report, **options):
         file = tmp_path / "report.html"
-        file.write_text(page(report))
+        file.write_text(page(report) if isinstance(report, Report) else report)
         tab = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options}).new_page()
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
@@ -174,3 +179,55 @@ def test_samples_without_a_score_and_changes_of_nothing_are_shown_as_that(opened
     assert place.locator("article p.sum").all_inner_texts() == ["no score"] * 3
     place.get_by_role("slider", name="step").fill("2")
     assert "no score" not in "".join(place.locator("article p.sum").all_inner_texts())
+
+
+NARROW = {"width": 380, "height": 800}
+
+
+def test_the_page_of_an_ablation_shows_its_tables_its_plots_and_every_arm(opened, jobs, tmp_path):  # noqa: F811
+    hold = {"true*": ObjectiveConfig(role="hold")}
+    show_results(replace(ABLATION, folder=str(tmp_path)), asking(jobs, {"better_&_so": hold}))
+    html = (tmp_path / "ablation.html").read_text()
+    tab = opened(html)
+    assert tab.locator("h1").inner_text() == "trial"
+    assert tab.locator("#seeds table").count() == 3  # changes, differences, roles
+    better = tab.locator("#seeds table").nth(1).get_by_role("row", name="better_&_so")
+    assert better.locator(".clear").count() >= 1 and "*" in better.locator(".clear").first.inner_text()
+    verdict = tab.locator("#seeds table").nth(2).get_by_role("row", name="better_&_so sharp improve")
+    assert verdict.locator("td.rise").inner_text() == "▲ rose"
+    wide = "images => images.map(image => image.complete && image.naturalWidth > 300)"
+    assert tab.locator("#figures img").evaluate_all(wide) == [True, True]  # an axis, and two dimensions
+    place = gallery(tab, "samples")
+    step = place.get_by_role("slider", name="step")
+    colours = []
+    for number in ("1", "2", "3"):
+        step.fill(number)
+        colours.append(place.locator("article img").nth(1).get_attribute("src"))
+    assert len(set(colours)) == 3 and place.locator(".stepper output").inner_text() == "same-seed0"
+    assert tab.get_by_role("link", name="At seed 0").get_attribute("href") == "#scores"
+    small = opened(html, viewport=NARROW)
+    assert small.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    right = "rows => rows.map(row => Math.round(row.children[1].getBoundingClientRect().right))"
+    edges = small.locator("#scores table").first.locator("tbody tr").evaluate_all(right)
+    assert len(set(edges)) == 1 < len(edges)  # scores one below another
+
+
+def test_runs_side_by_side_are_moved_through_and_told_apart(opened, tmp_path):
+    one = evaluated(tmp_path, "one", prompts=30)
+    made, config = one.artifacts, replace(one.config, name="two", train=replace(one.config.train, beta=500.0))
+    untuned = replace(made, tuned=made.base, tuned_scores=made.base_scores, tuned_facts=made.base_facts)
+    runs = (one, replace(one, config=config, artifacts=untuned))
+    html = compare_page(runs, "one, two")
+    tab = opened(html)
+    cells = [row[1] for rows in compare_runs(runs).scores.values() for row in rows.values()]
+    sides = [("rise" if cell.delta > 0 else "fall") if cell.clear else "open" for cell in cells]
+    drawn = tab.locator("#scores svg.row").evaluate_all("rows => rows.map(row => row.classList[1])")
+    assert drawn == sides and set(sides) == {"fall", "open"}
+    place = gallery(tab, "samples")
+    place.get_by_role("slider", name="step").fill("1")
+    assert place.locator("article figcaption").nth(1).inner_text() == "one"
+    place.get_by_label("shown is").select_option("better")
+    assert 0 < shown(place) < 30
+    assert tab.get_by_role("row", name="train.beta").inner_text().split() == ["train.beta", "2000.0", "500.0"]
+    small = opened(html, viewport=NARROW, color_scheme="dark")
+    assert small.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]

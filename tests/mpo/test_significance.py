@@ -39,6 +39,16 @@ def test_with_both_it_is_clarks_quasi_f():
     assert paired(d).p == pytest.approx(2 * stats.t.sf(0.5 / variance**0.5, freedom))
 
 
+def test_two_seeds_whose_effect_is_barely_there_have_a_p_value():
+    # seeds, prompts and their rest all just as large: (1 + 1 - 1)^2 / (1/1 + 1/3 + 1/3) < 1 degree of freedom
+    rest = torch.tensor([1.0, -1.0, 1.0, -1.0]) * torch.tensor([[1.0], [-1.0]])  # MS_rest = 8/3
+    seeds = torch.tensor([[0.6], [-0.6]])  # MS_seeds = 4 * 0.72 = 2.88
+    prompts = torch.tensor([1.01, 1.01, -1.01, -1.01])  # MS_prompts = 2 * 4 * 1.01^2 / 3 = 2.72
+    variance = (2.88 + 8 / 3 * 1.01**2 - 8 / 3) / 8
+    found = paired((0.5 + seeds + prompts + rest).double())
+    assert found.p == pytest.approx(2 * stats.t.sf(0.5 / variance**0.5, 1), rel=1e-6)
+
+
 def test_one_seed_is_tested_over_prompts_and_a_missing_prompt_is_left_out():
     found = paired(torch.tensor([[1.0, NAN, 2.0, 3.0]]))
     assert found.p == pytest.approx(stats.ttest_1samp([1.0, 2.0, 3.0], 0.0).pvalue)
