@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from rewards.checklist import PROMPT
-from rewards.tables import Item, Table, check_missing, media_root, on_disk, read_table
+from rewards.tables import Item, Table, check_missing, filled, media_root, on_disk, read_table
 
 _ANSWERS = {"yes": True, "no": False, "1": True, "0": False, "true": True, "false": False}
 
@@ -97,13 +97,13 @@ def _read_meta(
     column = next((name for name in ("image", "video_path", "image_path") if name in table.columns), None)
     if column is None:
         raise ValueError(f"{table.path}: no image, image_path or video_path beside meta_result")
-    prompts = table.column("prompt") if "prompt" in table.columns else [""] * len(table)
+    prompts = _prompts(table)
     items = []
     rows = zip(
         table.items(column, root),
         prompts,
-        table.column("meta_result"),
-        table.column("meta_mask"),
+        filled(table, "meta_result"),
+        filled(table, "meta_mask"),
         strict=True,
     )
     for number, (item, prompt, result, mask) in enumerate(rows, start=1):
@@ -120,9 +120,9 @@ def _read_meta(
 
 def _read_simple(table: Table, root: Path) -> tuple[tuple[str, ...], list[Annotated]]:
     """One answer a row; rows of one item and prompt are gathered."""
-    asked = table.column("question")
+    asked = filled(table, "question")
     index = {text: place for place, text in enumerate(dict.fromkeys(asked))}
-    prompts = table.column("prompt") if "prompt" in table.columns else [""] * len(asked)
+    prompts = _prompts(table)
     gathered: dict[tuple, tuple[list[int], list[bool]]] = {}
     rows = zip(table.items("item", root), prompts, asked, table.column("answer"), strict=True)
     for number, (item, prompt, question, answer) in enumerate(rows, start=1):
@@ -135,6 +135,13 @@ def _read_simple(table: Table, root: Path) -> tuple[tuple[str, ...], list[Annota
         Annotated(*key, tuple(questions), tuple(answers)) for key, (questions, answers) in gathered.items()
     ]
     return tuple(index), items
+
+
+def _prompts(table: Table) -> list[str]:
+    """Prompts, "" where a row has none."""
+    if "prompt" not in table.columns:
+        return [""] * len(table)
+    return [prompt or "" for prompt in table.column("prompt")]
 
 
 def _answer(path: Path, number: int, value) -> bool:

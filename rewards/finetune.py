@@ -36,7 +36,6 @@ from rewards.judges.loading import DTYPES
 from rewards.judges.transformers_vlm import TransformersJudge
 from rewards.media import load_media
 from rewards.packed_batch import Sharer, answer_tokens, check_packed, pack_answers, stack
-from rewards.tables import Embedded
 
 logger = logging.getLogger(__name__)
 BEST = "balanced_accuracy"
@@ -61,7 +60,7 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     )
     first = train.items[0]
     asked = [train.asked(index, first) for index in first.questions[: settings.questions_per_sequence]]
-    check_packed(judge, _load(judge, first.item), asked)
+    check_packed(judge, load_media(first.item, judge.frames), asked)
     trainer = _trainer(settings, judge, train, validation)
     before = trainer.report()
     trainer.train(resume_from_checkpoint=_last_checkpoint(settings, trainer.args.should_save))
@@ -143,13 +142,9 @@ class PackedCollator:
         for row in rows:
             item = self.annotations.items[row["item"]]
             asked = [self.annotations.asked(index, item) for index in row["questions"]]
-            shared = self.share(item.item, partial(_load, self.judge, item.item), asked)
+            shared = self.share(item.item, partial(load_media, item.item, self.judge.frames), asked)
             items.append(pack_answers(shared, [self.tokens[answer] for answer in row["answers"]]))
         return stack(items, self.judge.processor.tokenizer.pad_token_id or 0, self.judge.model.dtype)
-
-
-def _load(judge, item):
-    return load_media(item.open() if isinstance(item, Embedded) else item, judge.frames)
 
 
 class JudgeTrainer(SFTTrainer):
@@ -216,7 +211,7 @@ def answer_all(judge, annotations: Annotations, items) -> list[tuple[np.ndarray,
     found: list[tuple[np.ndarray, ...] | None] = []
     for start in range(0, len(items), judge.batch_size):
         part = items[start : start + judge.batch_size]
-        media = [_load(judge, item.item) for item in part]
+        media = [load_media(item.item, judge.frames) for item in part]
         asked = [[annotations.asked(index, item) for index in item.questions] for item in part]
         for item, result in zip(part, judge.answer(media, asked), strict=True):
             if isinstance(result, Failure):

@@ -7,6 +7,7 @@ there).
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import re
 import struct
@@ -20,6 +21,8 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from rewards.tables import Embedded
 
 PER_SECOND = "per_second"
 MAX_SECONDS = 24  # VisionReward's limit: one frame a second, at most this many
@@ -47,9 +50,11 @@ class Media:
 
 
 def load_media(
-    source: str | Path | Image.Image | np.ndarray | Media, frames: str = PER_SECOND, fps: float | None = None
+    source: str | Path | Embedded | Image.Image | np.ndarray | Media,
+    frames: str = PER_SECOND,
+    fps: float | None = None,
 ) -> Media:
-    """An image or a clip from a path, a PIL image, or a uint8 array [T, H, W, 3].
+    """An image or a clip from a path, a table's row, a PIL image, or a uint8 array [T, H, W, 3].
 
     frames: which frames of a clip to take. `per_second`, the rule of VisionReward: for every second s of
     `range(round(last timestamp) + 1)` the frame nearest to s, at most 24; or `uniform:n`, n frames evenly
@@ -63,6 +68,11 @@ def load_media(
         return _image_media(_to_rgb(source, "image"), "image", ())
     if isinstance(source, np.ndarray):
         return _array_media(source, frames, fps)
+    if isinstance(source, Embedded):
+        found = _read_image(io.BytesIO(source.content()), str(source))
+        if found is None:
+            raise ValueError(f"{source}: not an image that can be read")
+        return found
     if not isinstance(source, (str, Path)):
         raise ValueError(f"media: {type(source).__name__} given, needed a path, a PIL image or a uint8 array")
     path = Path(source)
@@ -70,7 +80,7 @@ def load_media(
         raise ValueError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: the file is empty")
-    return _read_image(path) or _read_video(path, frames)
+    return _read_image(path, str(path)) or _read_video(path, frames)
 
 
 def sample_indices(timestamps: Sequence[float], frames: str) -> list[int]:
@@ -93,23 +103,23 @@ def uniform_count(frames: str) -> int | None:
     return int(match[1])
 
 
-def _read_image(path: Path) -> Media | None:
+def _read_image(file: Path | io.BytesIO, name: str) -> Media | None:
     """The image in a file, None when the file holds no image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(file) as image:
                 count = getattr(image, "n_frames", 1)
                 image.load()
-                rgb = _to_rgb(image, str(path))
+                rgb = _to_rgb(image, name)
     except Image.UnidentifiedImageError:
         return None
     except Image.DecompressionBombError:
-        raise ValueError(f"{path}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
+        raise ValueError(f"{name}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, EOFError, struct.error) as error:
-        raise ValueError(f"{path}: damaged image ({error})") from None
-    notes = (f"{path}: animated, only the first of {count} frames was seen",) if count > 1 else ()
-    return _image_media(rgb, str(path), notes)
+        raise ValueError(f"{name}: damaged image ({error})") from None
+    notes = (f"{name}: animated, only the first of {count} frames was seen",) if count > 1 else ()
+    return _image_media(rgb, name, notes)
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rewards.tables import Item, Table, check_missing, media_root, on_disk, read_table
+from rewards.tables import Item, Table, check_missing, filled, media_root, on_disk, read_table
 
 FIRST, SECOND, TIE = 1, -1, 0
 VERDICTS = {"1": FIRST, "2": SECOND, "tie": TIE}
@@ -190,7 +190,7 @@ def _read_pairs(table: Table, root: Path) -> list[_Pair]:
 
 def _two_items(table: Table, root: Path, layout: Layout) -> list[_Pair]:
     """Of Pick-a-Pic a row without a label is no pair; its labels are one half each for a tie."""
-    prompts, answers = table.column(layout.prompt), [table.column(name) for name in layout.verdict]
+    prompts, answers = filled(table, layout.prompt), [table.column(name) for name in layout.verdict]
     match answers:
         case [words]:
             said = words
@@ -224,7 +224,7 @@ def _hpdv2_chosen(table, root) -> list[_Pair]:
 
 
 def _hpdv2(table, paths: str, verdicts: str):
-    for row in zip(table.column("prompt"), table.column(paths), table.column(verdicts), strict=True):
+    for row in zip(filled(table, "prompt"), table.column(paths), table.column(verdicts), strict=True):
         if len(row[1]) != len(row[2]):
             raise ValueError(
                 f"{table.path}: {row[0]!r} has {len(row[1])} {paths} and {len(row[2])} {verdicts}"

@@ -10,27 +10,13 @@ import numpy as np
 from rewards.checklist import Checklist
 from rewards.preferences import Preferences
 from rewards.scorecard import Scorecard
-from rewards.tables import Embedded, Item, check_missing
+from rewards.tables import check_missing
 
 
 class Scorer(Protocol):
     """A `VisionReward`, or a baseline that gives scorecards in the same way."""
 
     def stream(self, media: Sequence, prompts: Sequence[str]) -> Iterator[Scorecard]: ...
-
-
-class _Opened(Sequence):
-    """Media in order, pictures that lie inside a table opened one at a time."""
-
-    def __init__(self, items: Sequence[Item]):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        item = self.items[index]
-        return item.open() if isinstance(item, Embedded) else item
 
 
 def score_pairs(
@@ -42,7 +28,7 @@ def score_pairs(
     """
     sides = [*zip(pairs.first, pairs.prompts, strict=True), *zip(pairs.second, pairs.prompts, strict=True)]
     distinct = list(dict.fromkeys(sides))
-    cards = reward.stream(_Opened([item for item, _ in distinct]), [prompt for _, prompt in distinct])
+    cards = reward.stream([item for item, _ in distinct], [prompt for _, prompt in distinct])
     by_item = dict(zip(distinct, cards, strict=True))
     scored = [by_item[side] for side in sides]
     both = list(zip(scored[: len(pairs)], scored[len(pairs) :], strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections.abc import Sequence
@@ -28,12 +27,13 @@ class Embedded:
     def __str__(self):
         return f"{self.file} ({self.column}, row {self.row} of group {self.group})"
 
-    def open(self):
-        """The picture as a PIL image."""
-        from PIL import Image
-
+    def content(self) -> bytes:
+        """The picture's file; ValueError where the row has none."""
         value = _row_group(self.file, self.column, self.group)[self.row].as_py()
-        return Image.open(io.BytesIO(value["bytes"] if isinstance(value, dict) else value))
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise ValueError(f"{self}: no picture")
+        return content
 
 
 @lru_cache(maxsize=4)  # items are read in order, two columns at a time
@@ -70,7 +70,7 @@ class ParquetTable:
         """Media of one column: paths, relative ones from `root`, or pictures inside the files."""
         kind = next(iter(self._files.values())).schema_arrow.field(name).type
         if pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind):
-            return [root / value for value in self.column(name)]
+            return [root / value for value in filled(self, name)]
         return [
             Embedded(path, name, group, row)
             for path, file in self._files.items()
@@ -107,10 +107,18 @@ class JsonTable:
 
     def items(self, name: str, root: Path) -> list[Item]:
         """Paths of one column, relative ones from `root`."""
-        return [root / str(value) for value in self.column(name)]
+        return [root / str(value) for value in filled(self, name)]
 
 
 Table = ParquetTable | JsonTable
+
+
+def filled(table: Table, name: str) -> list:
+    """Values of one column, a row each; ValueError naming the first row that has null there."""
+    values = table.column(name)
+    if None in values:
+        raise ValueError(f"{table.path}: row {values.index(None) + 1} has no {name!r}")
+    return values
 
 
 def read_table(path: str | Path) -> Table:

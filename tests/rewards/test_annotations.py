@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rewards.annotations import Annotated, Annotations, balance, one_sided, read_annotations, split
+from rewards.media import load_media
 from rewards.tables import Embedded
 
 
@@ -45,7 +46,7 @@ def test_visionreward_images_with_their_mask(tmp_path, questions):
         ((2,), (False,)),
     ]
     assert isinstance(found.items[0].item, Embedded)
-    assert found.items[0].item.open().getpixel((0, 0)) == (1, 2, 3)
+    assert load_media(found.items[0].item).image.getpixel((0, 0)) == (1, 2, 3)
     assert found.counts().tolist() == [[0, 1], [1, 0], [1, 0]] and len(found) == 3
 
 
@@ -78,12 +79,14 @@ def test_simple_rows_are_gathered_by_item_and_prompt(tmp_path):
         simple("a.png", "Is it clear?", "Yes", prompt="cat"),
         simple("a.png", 'Is it "[[prompt]]"?', 0, prompt="dog"),
         simple("a.png", 'Is it "[[prompt]]"?', True, prompt="cat"),
+        simple("a.png", "Is it clear?", "no", prompt=None),
     ]
     found = read_annotations(write(tmp_path / "a.jsonl", rows))
-    cat, dog = found.items
+    cat, dog, unprompted = found.items
     assert (cat.questions, cat.answers) == ((0, 1), (True, True))
     assert [found.asked(index, cat) for index in cat.questions] == ["Is it clear?", 'Is it "cat"?']
     assert (dog.prompt, dog.answers) == ("dog", (False,))
+    assert found.asked(0, unprompted) == "Is it clear?"
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,7 @@ def test_simple_rows_are_gathered_by_item_and_prompt(tmp_path):
     [
         (simple("a.png", "Is it?", "maybe"), "row 1 has the answer 'maybe'; allowed: yes, no"),
         (simple("a.png", "Is it [[prompt]]?", "yes"), "asks about .*has no prompt"),
+        (simple("a.png", None, "yes"), "row 1 has no 'question'"),
         ({"item": "a.png"}, "columns item; needed: item, question, answer"),
     ],
 )

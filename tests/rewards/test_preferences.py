@@ -7,6 +7,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from rewards.media import load_media
 from rewards.preferences import read_preferences, read_verdicts
 from rewards.tables import Embedded
 
@@ -79,8 +80,13 @@ def test_pick_a_pic_pictures_lie_inside_the_table(tmp_path):
     pairs = read_preferences(write(tmp_path / "pickapic.parquet", rows))
     assert pairs.verdicts.tolist() == [1, 0, -1]  # the fourth has no label
     assert isinstance(pairs.first[2], Embedded)
-    assert pairs.first[2].open().getpixel((0, 0)) == (2, 0, 0)  # row 2 is the first of the second row group
-    assert pairs.second[1].open().getpixel((0, 0)) == (0, 1, 0)
+    # row 2 is the first of the second row group
+    assert load_media(pairs.first[2]).image.getpixel((0, 0)) == (
+        2,
+        0,
+        0,
+    )  # row 2 is the first of the second row group
+    assert load_media(pairs.second[1]).image.getpixel((0, 0)) == (0, 1, 0)
 
 
 def test_pictures_as_the_hub_stores_them(tmp_path):
@@ -89,7 +95,7 @@ def test_pictures_as_the_hub_stores_them(tmp_path):
     picture = {"bytes": buffer.getvalue(), "path": None}
     rows = [{"prompt": "p", "left_image": picture, "right_image": picture, "vote_type": "leftvote"}]
     pairs = read_preferences(write(tmp_path / "images.parquet", rows))
-    assert pairs.first[0].open().getpixel((0, 0)) == (9, 8, 7)
+    assert load_media(pairs.first[0]).image.getpixel((0, 0)) == (9, 8, 7)
 
 
 def test_hpdv2_ranks_become_all_pairs(tmp_path):
@@ -171,6 +177,15 @@ def test_unreadable_files_are_named(tmp_path, name, content, message):
 def test_a_row_without_its_verdict_is_named(tmp_path):
     path = write(tmp_path / "p.jsonl", [plain("1"), {"prompt": "p", "item_1": "a", "item_2": "b"}])
     with pytest.raises(ValueError, match="row 2 has no 'preference'"):
+        read_preferences(path)
+
+
+@pytest.mark.parametrize("name", ["p.jsonl", "p.parquet"])
+@pytest.mark.parametrize("column", ["prompt", "item_1"])
+def test_a_row_with_null_in_it_is_named(tmp_path, name, column):
+    files(tmp_path, "a.png", "b.png")
+    path = write(tmp_path / name, [plain("1"), plain("2") | {column: None}])
+    with pytest.raises(ValueError, match=f"{name}: row 2 has no '{column}'"):
         read_preferences(path)
 
 

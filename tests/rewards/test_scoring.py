@@ -2,13 +2,15 @@ import logging
 from dataclasses import replace
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
 
 from rewards.checklist import Checklist, Feature, Question
 from rewards.judges.base import Answers, Failure
-from rewards.preferences import Preferences
+from rewards.preferences import Preferences, read_preferences
 from rewards.scoring import answer_differences, learnable, level_scores, score_pairs
 from rewards.vision_reward import VisionReward
 
@@ -89,6 +91,22 @@ def test_items_without_a_score_are_listed_and_their_pairs_left_out(tmp_path, cap
     assert answer_differences(cards, pairs, CHECKLIST)[1].tolist() == [0, 1, 2]
     with pytest.raises(ValueError, match="too bright to judge; allowed: 5%"):
         score_pairs(VisionReward(PixelJudge(), CHECKLIST), pairs)
+
+
+def test_a_broken_picture_inside_a_table_costs_its_pair_only(tmp_path, caplog):
+    contents = []
+    for value in (0b0010, 0b0000):
+        Image.new("RGB", (4, 4), (value, 0, 0)).save(tmp_path / "picture.png")
+        contents.append((tmp_path / "picture.png").read_bytes())
+    sides = [contents, [b"no picture", contents[1]], [None, contents[1]]]
+    rows = [{"prompt": "p", "item_1": one, "item_2": two, "preference": "1"} for one, two in sides]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pairs.parquet")
+    with caplog.at_level(logging.WARNING):
+        pairs = read_preferences(tmp_path / "pairs.parquet")
+        cards = score_pairs(VisionReward(PixelJudge(), CHECKLIST), pairs, allow_missing=0.7)
+    assert cards[0][0].total == 1.0 and cards[1][0].missing and cards[2][0].missing
+    assert "pairs.parquet (item_1, row 1 of group 0): not an image" in caplog.text
+    assert "2 of 3 rows cannot be used" in caplog.text
 
 
 def test_only_ties_leave_nothing_to_fit(tmp_path):
