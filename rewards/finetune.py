@@ -49,6 +49,7 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     out = Path(settings.out)
     if out.exists():
         raise FileExistsError(f"{out}: exists already; choose another out=")
+    arguments = _arguments(settings)
     train, validation = _read_sides(settings)
     judge = load_judge(
         settings.judge,
@@ -61,7 +62,7 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     first = train.items[0]
     asked = [train.asked(index, first) for index in first.questions[: settings.questions_per_sequence]]
     check_packed(judge, load_media(first.item, judge.frames), asked)
-    trainer = _trainer(settings, judge, train, validation)
+    trainer = _trainer(settings, arguments, judge, train, validation)
     before = trainer.report()
     trainer.train(resume_from_checkpoint=_last_checkpoint(settings, trainer.args.should_save))
     after = trainer.report()
@@ -223,7 +224,9 @@ def answer_all(judge, annotations: Annotations, items) -> list[tuple[np.ndarray,
     return found
 
 
-def _trainer(settings: JudgeTraining, judge, train: Annotations, validation: Annotations) -> JudgeTrainer:
+def _trainer(
+    settings: JudgeTraining, arguments: SFTConfig, judge, train: Annotations, validation: Annotations
+) -> JudgeTrainer:
     rows = draw_sequences(train, settings)
     judge.model.requires_grad_(settings.mode == "full")
     frozen = _frozen(judge.model, settings.frozen)
@@ -239,7 +242,7 @@ def _trainer(settings: JudgeTraining, judge, train: Annotations, validation: Ann
         judge,
         validation,
         frozen,
-        args=_arguments(settings),
+        args=arguments,
         train_dataset=rows,
         eval_dataset=rows.select(range(1)),  # stands for the validation items, which `evaluate` asks about
         data_collator=PackedCollator(judge, train, keep=settings.keep_gib * 2**30),
@@ -275,7 +278,7 @@ def _arguments(settings: JudgeTraining) -> SFTConfig:
         "max_grad_norm": settings.max_grad_norm,
         "bf16": settings.precision == "bf16",
         "fp16": settings.precision == "fp16",
-        "gradient_checkpointing": settings.gradient_checkpointing,
+        "activation_checkpointing": settings.gradient_checkpointing,
         "eval_strategy": "steps",
         "eval_steps": settings.eval_steps,
         "save_strategy": "steps",
@@ -292,6 +295,8 @@ def _arguments(settings: JudgeTraining) -> SFTConfig:
         "report_to": [],
         "seed": settings.seed,
     }
+    for name in settings.options:
+        check_choice("options: field of trl.SFTConfig", name, list(SFTConfig.__dataclass_fields__))
     arguments = SFTConfig(**values | settings.options)
     per_pass = settings.micro_batch_size * arguments.world_size
     if settings.batch_size % per_pass:

@@ -191,6 +191,12 @@ def test_settings_from_yaml_and_overrides(tmp_path):
         ("epoch=3", "did you mean 'epochs'"),
         ("epochs=many", "epochs: "),
         ("mode=half", "mode 'half'"),
+        ("save_dtype=float61", "save_dtype 'float61' is unknown; did you mean 'float16'"),
+        ("epochs=0", "epochs = 0: must be at least 1"),
+        ("learning_rate=-1", "learning_rate = -1: must be above 0"),
+        ("validation_share=1", "validation_share = 1: must be above 0 and below 1"),
+        ("micro_batch_size=5", "batch_size = 64: must be a multiple of micro_batch_size = 5"),
+        ("epochs", "override 'epochs': must be key=value"),
     ],
 )
 def test_wrong_settings_are_one_line(tmp_path, override, message):
@@ -201,6 +207,15 @@ def test_wrong_settings_are_one_line(tmp_path, override, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("text", "message"), [("judge: [a", "not valid YAML"), ("- a", "are a mapping")])
+def test_files_that_hold_no_settings_are_one_line(tmp_path, text, message):
+    path = tmp_path / "train.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"train.yaml: .*{message}") as error:
+        read_training(path)
+    assert "\n" not in str(error.value)
+
+
 def test_settings_left_out_are_named(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text("judge: a\n")
@@ -208,8 +223,11 @@ def test_settings_left_out_are_named(tmp_path):
         read_training(path)
 
 
-def test_batches_that_do_not_divide_and_folders_that_exist(tiny_vlm, data, tmp_path):
+def test_what_cannot_be_is_refused_before_the_judge_is_loaded(tiny_vlm, data, tmp_path):
+    given = settings(tiny_vlm, data, tmp_path / "judge", judge="nowhere")
+    with pytest.raises(ValueError, match="options: .* 'loging_steps' is unknown; did you mean"):
+        train_judge(replace(given, options={"loging_steps": 5}))
     with pytest.raises(ValueError, match="must be a multiple of 6"):
-        train_judge(settings(tiny_vlm, data, tmp_path / "judge", batch_size=8))
+        train_judge(replace(given, batch_size=8))
     with pytest.raises(FileExistsError, match="exists already"):
         train_judge(settings(tiny_vlm, data, tmp_path))

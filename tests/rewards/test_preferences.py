@@ -81,11 +81,8 @@ def test_pick_a_pic_pictures_lie_inside_the_table(tmp_path):
     assert pairs.verdicts.tolist() == [1, 0, -1]  # the fourth has no label
     assert isinstance(pairs.first[2], Embedded)
     # row 2 is the first of the second row group
-    assert load_media(pairs.first[2]).image.getpixel((0, 0)) == (
-        2,
-        0,
-        0,
-    )  # row 2 is the first of the second row group
+    third = load_media(pairs.first[2])
+    assert third.image.getpixel((0, 0)) == (2, 0, 0)
     assert load_media(pairs.second[1]).image.getpixel((0, 0)) == (0, 1, 0)
 
 
