@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rewards.judge_metrics import JudgeReport
     from rewards.weights import Estimate, WeightReport
 
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, markup=False)  # questions hold [[prompt]]
 
 
 def weight_tables(report: WeightReport) -> None:

@@ -175,13 +175,15 @@ def test_train_judge_prints_the_accuracy_of_every_question(mpo, tmp_path, monkey
 
     def train(settings):
         seen.append(settings)
-        return measure_answers(("Is it sharp?", "Is it bright?"), [0, 0, 1], [0.9, 0.8, 0.2], [1, 0, 0])
+        return measure_answers(("Is it sharp?", 'Is it "[[prompt]]"?'), [0, 0, 1], [0.9, 0.8, 0.2], [1, 0, 0])
 
     monkeypatch.setattr(finetune, "train_judge", train)
+    monkeypatch.setenv("COLUMNS", "120")
     result = mpo("train-judge", config, "epochs=4", "mode=full")
     assert result.exit_code == 0, result.output
     assert (seen[0].judge, seen[0].epochs, seen[0].mode) == ("a", 4, "full")
-    assert "sharp" in result.output and "balanced accuracy over questions: 50.0" in result.output
+    assert "sharp" in result.output and "[[prompt]]" in result.output
+    assert "balanced accuracy over questions: 50.0" in result.output
 
 
 @pytest.mark.parametrize(
