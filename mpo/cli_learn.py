@@ -45,7 +45,7 @@ def fit_weights(
     solver: Annotated[str, typer.Option(help="exact | algorithm1 (the paper's).")] = "exact",
     ridge: Annotated[float, typer.Option(help="Strength of the normal prior; 0 is none.")] = 1.0,
     l1: Annotated[float, typer.Option(help="Strength of the L1 penalty, as in the path.")] = 0.0,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of prompts.")] = 400,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of prompts.")] = 400,
     seed: int = 0,
     media: Media = None,
     answer: Answers = None,
@@ -66,7 +66,10 @@ def fit_weights(
 
     if solver not in SOLVERS:
         raise ConfigError(f"--solver {solver}: must be one of {', '.join(SOLVERS)}")
+    _check_folder(out)
+    penalty = Penalty(ridge, l1)
     pairs = read_preferences(data, media, _meanings(answer), allow_missing)
+    print(pairs.reading)
     if not pairs.verdicts.any():
         raise ValueError(f"{data}: all {len(pairs)} pairs are ties, so no weight can be learned")
     scorer = load_reward(reward_settings(reward, judge, checklist, settings, cache))
@@ -74,9 +77,7 @@ def fit_weights(
         cards = score_pairs(scorer, pairs, allow_missing)
     differences, kept = answer_differences(cards, pairs, scorer.checklist)
     names = learnable(scorer.checklist)
-    report = learn_weights(
-        differences, names, pairs.groups[kept], solver, Penalty(ridge, l1), resamples, seed=seed
-    )
+    report = learn_weights(differences, names, pairs.groups[kept], solver, penalty, resamples, seed=seed)
     weights = {name: estimate.value for name, estimate in zip(names, report.weights, strict=True)}
     learned = replace(scorer.checklist.with_weights(weights), name=out.stem)
     learned.to_yaml(out)
@@ -95,7 +96,7 @@ def bench_reward(
     out: Annotated[Path | None, typer.Option(help="Also write the report as JSON.")] = None,
     settings: Settings = None,
     cache: Cache = None,
-    resamples: Annotated[int, typer.Option(help="Bootstrap resamples of prompts.")] = 1000,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of prompts.")] = 1000,
     seed: int = 0,
     media: Media = None,
     answer: Answers = None,
@@ -113,12 +114,18 @@ def bench_reward(
     from rewards.benchmark import benchmark, check_verdicts
     from rewards.preferences import read_preferences
     from rewards.scoring import level_scores, score_pairs
+    from rewards.settings import read_yaml
 
-    pairs = read_preferences(data, media, _meanings(answer), allow_missing)
-    check_verdicts(pairs.verdicts)
     names = [path.stem for path in reward]
     if len(set(names)) < len(names):
         raise ConfigError(f"--reward: {', '.join(names)}: files must differ in name")
+    for path in reward:
+        read_yaml(path)  # before the first of them has scored everything
+    if out is not None:
+        _check_folder(out)
+    pairs = read_preferences(data, media, _meanings(answer), allow_missing)
+    check_verdicts(pairs.verdicts)
+    print(pairs.reading)
     with warnings_in_a_line():
         scores = {
             name: level_scores(score_pairs(_reward(path, settings, cache), pairs, allow_missing))
@@ -206,6 +213,12 @@ def check(
     if findings:
         raise typer.Exit(1)
     print(f"{checklist}: {len(loaded.questions)} questions, nothing to mend")
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a file that could not be written, before hours of scoring."""
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out {out}: no folder {out.parent}")
 
 
 def _meanings(answers: list[str] | None) -> dict[str, str]:

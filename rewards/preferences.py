@@ -22,7 +22,7 @@ from rewards.tables import Item, Table, check_missing, filled, media_root, on_di
 FIRST, SECOND, TIE = 1, -1, 0
 VERDICTS = {"1": FIRST, "2": SECOND, "tie": TIE}
 _SPELLINGS = {
-    FIRST: "1 first a left video1 video_1 image1 image_1 item1 item_1 leftvote",
+    FIRST: "1 first a left video1 video_1 image1 image_1 item1 item_1 leftvote winner",
     SECOND: "2 second b right video2 video_2 image2 image_2 item2 item_2 rightvote",
     TIE: "0 tie same equal draw both neither tievote bothbad_vote",
 }
@@ -69,7 +69,7 @@ class Preferences:
     """M pairs of items with a human verdict each.
 
     verdicts: [M] 1 where the first item is preferred, -1 the second, 0 a tie.
-    spellings: how often each spelling of a verdict was seen.
+    spellings: what was read as 1, 2 and tie: how often each spelling of them was seen.
     missing: items that are not on disk; their pairs are left out.
     """
 
@@ -78,7 +78,7 @@ class Preferences:
     first: list[Item]
     second: list[Item]
     verdicts: np.ndarray
-    spellings: dict[str, int]
+    spellings: dict[str, dict[str, int]]
     missing: list[str]
 
     def __len__(self):
@@ -88,6 +88,13 @@ class Preferences:
     def groups(self) -> np.ndarray:
         """Group ids [M]: pairs of one prompt belong together."""
         return np.unique(np.array(self.prompts), return_inverse=True)[1]
+
+    @property
+    def reading(self) -> str:
+        """How the verdicts were read, in one line."""
+        names = {"1": "first item better", "2": "second item better", "tie": "tie"}
+        read = [f"{names[meaning]}: {_counts(seen, seen)}" for meaning, seen in self.spellings.items()]
+        return f"verdicts read as {'; '.join(read)}"
 
 
 class _Pair(NamedTuple):
@@ -132,7 +139,9 @@ def read_preferences(
 
 
 def read_verdicts(where: str, values: Sequence, answers: Mapping[str, str] | None = None):
-    """Verdicts [M] and how often each spelling was seen; a spelling that is not known is a ValueError."""
+    """Verdicts [M], and by meaning (1, 2, tie) how often each spelling was seen; a spelling that is not known
+    is a ValueError.
+    """
     for spelling, meaning in (answers or {}).items():
         if meaning not in VERDICTS:
             raise ValueError(f"answer {spelling}={meaning}: allowed meanings: {', '.join(VERDICTS)}")
@@ -144,14 +153,19 @@ def read_verdicts(where: str, values: Sequence, answers: Mapping[str, str] | Non
         raise ValueError(
             f"{where}: verdicts with unknown meaning: {_counts(seen, unknown)}; "
             f"known ones: {_counts(seen, [s for s in seen if s in known]) or 'none'}; "
-            f"say what they mean, such as {unknown[0]}=1, {unknown[0]}=2 or {unknown[0]}=tie"
+            f"say what they mean (--answer), such as {unknown[0]}=1, {unknown[0]}=2 or {unknown[0]}=tie"
         )
     if set(seen) == {"0", "1"} and not answers:
         raise ValueError(
             f"{where}: verdicts are {_counts(seen, seen)}, never 2: is 0 a tie or the first item? "
-            "Say what they mean, such as 0=1 and 1=2"
+            "Say what they mean (--answer), such as 0=1 and 1=2"
         )
-    return np.array([known[spelling] for spelling in spelled]), seen
+    read = {
+        meaning: {spelling: count for spelling, count in seen.items() if known[spelling] == verdict}
+        for meaning, verdict in VERDICTS.items()
+    }
+    read = {meaning: spellings for meaning, spellings in read.items() if spellings}
+    return np.array([known[spelling] for spelling in spelled]), read
 
 
 def one_side(verdicts: np.ndarray) -> str | None:
@@ -197,7 +211,7 @@ def _two_items(table: Table, root: Path, layout: Layout) -> list[_Pair]:
         case [ours, theirs]:
             said = [_larger(one, other) for one, other in zip(ours, theirs, strict=True)]
         case _:
-            said = ["first"] * len(prompts)
+            said = ["winner"] * len(prompts)
     items = table.items(layout.first, root), table.items(layout.second, root)
     pairs = [_Pair(*values) for values in zip(prompts, *items, said, strict=True)]
     if layout != PICK_A_PIC or LABELLED not in table.columns:

@@ -112,6 +112,15 @@ def test_fitted_checklist_scores_at_once_and_beats_equal_weights(mpo, data, tmp_
     assert cards[0].total == pytest.approx(weights["sharp"] + weights["bright"])  # no face: smile counts 0
 
 
+def test_a_fit_that_cannot_be_written_or_made_is_refused_before_scoring(mpo, data, monkeypatch):
+    monkeypatch.setattr(build, "load_judge", None)  # nothing may be loaded
+    options = "--judge pixels --checklist checklist.yaml --out".split()
+    lost = mpo("fit-weights", data, *options, "nowhere/learned.yaml")
+    assert str(lost.exception) == "--out nowhere/learned.yaml: no folder nowhere"
+    assert "ridge -1.0" in str(mpo("fit-weights", data, *options, "l.yaml", "--ridge", "-1").exception)
+    assert mpo("fit-weights", data, *options, "l.yaml", "--resamples", "0").exit_code == 2
+
+
 def test_fit_without_a_preference_or_with_one_side_only(mpo, data, tmp_path):
     rows = [json.loads(line) for line in data.read_text().splitlines()]
 
@@ -155,7 +164,9 @@ def test_benchmark_reports_tau_and_diff_by_dimension(mpo, data, tmp_path):
     )
     assert result.exit_code == 0, result.output
     report = json.loads(out.read_text())
-    assert report["pairs"] == 600 and report["ties"] == report["verdicts"]["tie"]
+    assert report["pairs"] == 600 and report["ties"] == report["verdicts"]["tie"]["tie"]
+    verdicts = {meaning: seen[meaning] for meaning, seen in report["verdicts"].items()}
+    assert f"verdicts read as first item better: '1' ({verdicts['1']}×); second item" in result.output
     total = report["agreement"]["a"]["total"]
     assert 0.55 < total["diff"]["low"] < total["diff"]["value"] < total["diff"]["high"] < 0.9
     assert set(report["agreement"]["a"]) == {"total", "quality", "fidelity", "alignment"}
@@ -193,6 +204,8 @@ def test_train_judge_prints_the_accuracy_of_every_question(mpo, tmp_path, monkey
         (("--answer", "x=left"), "allowed meanings: 1, 2, tie"),
         (("--reward", "other/a.yaml"), "files must differ in name"),
         (("--media", "nowhere"), "600 of 600 rows cannot be used"),
+        (("--out", "nowhere/report.json"), "--out nowhere/report.json: no folder nowhere"),
+        (("--reward", "nowhere.yaml"), "nowhere.yaml: no such file"),
     ],
 )
 def test_wrong_options_are_one_line(mpo, data, args, message):

@@ -49,7 +49,7 @@ def test_visionreward_videos(tmp_path):
     rows = [row | {"standard_answer": answer} for answer in ("video2", "Video1 ", "same")]
     pairs = read_preferences(write(tmp_path / "test.parquet", rows), media=tmp_path / "clips")
     assert pairs.verdicts.tolist() == [-1, 1, 0]
-    assert pairs.spellings == {"video2": 1, "video1": 1, "same": 1}
+    assert pairs.spellings == {"1": {"video1": 1}, "2": {"video2": 1}, "tie": {"same": 1}}
 
 
 def test_genai_bench_votes(tmp_path):
@@ -116,7 +116,11 @@ def test_hpdv2_choices(tmp_path):
 
 def test_numbers_are_spellings_too():
     verdicts, seen = read_verdicts("f", [1, 2.0, "0", 1])
-    assert verdicts.tolist() == [1, -1, 0, 1] and seen == {"1": 2, "2": 1, "0": 1}
+    assert verdicts.tolist() == [1, -1, 0, 1] and seen == {
+        "1": {"1": 2},
+        "2": {"2": 1},
+        "tie": {"0": 1},
+    }
 
 
 def test_unknown_verdicts_are_counted_and_refused():
