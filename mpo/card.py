@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mpo.artifacts import Run
 from mpo.config import RunConfig, to_yaml
+from mpo.objectives import in_words
 
 _PAGES = Path(__file__).parent / "pages"
 _VIDEO = ("cogvideox", "wan")
@@ -35,8 +36,8 @@ def model_card(run: Run) -> str:
         heldout_prompts=len(run.heldout_prompts),
         pairs=pairs["pairs"],
         pair_prompts=pairs["prompts"],
-        roles={name: _role(dim) for name, dim in config.objectives.dims.items()},
-        judge_note=_judge_note(evaluation),
+        roles={name: in_words(dim) for name, dim in config.objectives.dims.items()},
+        judge_note=_judge_note(config, evaluation),
         fell=[
             f"{name} (by the {reward})" for reward, part in evaluation.items() for name in part["regressions"]
         ],
@@ -69,12 +70,9 @@ def _usage(run: Run) -> str:
     return f'{head}pipe = DiffusionPipeline.from_pretrained("{folder / "pipeline"}")'
 
 
-def _role(dim: Any) -> str:
-    weight = "" if dim.weight == 1 else f", weight {dim.weight:g}"
-    return f"role {dim.role}{weight}"
-
-
-def _judge_note(evaluation: dict[str, Any]) -> str:
+def _judge_note(config: RunConfig, evaluation: dict[str, Any]) -> str:
+    if config.pairs.source:
+        return "They are a judge's and not people's, whose preferences the model was trained on."
     note = (
         "The judge that made the preferences also measured the change: what only pleases it counts as a gain"
     )

@@ -15,6 +15,7 @@ from mpo import charts
 from mpo.artifacts import Run
 from mpo.embed import data_uri
 from mpo.gallery import Card, Gallery, Samples, asked, pack, spread_cards, total
+from mpo.objectives import in_words
 from mpo.report import assets, template
 from mpo.scores import ScoreTable, read_scores
 from mpo.statistics import bootstrap_interval
@@ -156,9 +157,14 @@ def _independent(ours: Tensor, theirs: Tensor, resamples: int, seed: int) -> Ten
 
 
 def _differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    flat = [_flat(asdict(run.config)) for run in runs]
+    flat = []
+    for run in runs:
+        roles = {name: in_words(setting) for name, setting in run.config.objectives.dims.items()}
+        settings = asdict(run.config)
+        del settings["objectives"]["dims"]
+        flat.append(_flat(settings) | {f"objectives.dims.{name}": words for name, words in roles.items()})
     keys = dict.fromkeys(key for settings in flat for key in settings if key not in _PLACES)
-    found = {key: [settings.get(key) for settings in flat] for key in keys}
+    found = {key: [settings.get(key, "–") for settings in flat] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 

@@ -166,6 +166,15 @@ def settings_by_name(names: Sequence[str], dims: Mapping[str, ObjectiveConfig]) 
     return [dims[entries[0]] if entries else ObjectiveConfig() for entries in fitting]
 
 
+def in_words(setting: ObjectiveConfig) -> str:
+    """A role with what is set beside it: improve, weight 2, margin 0.5."""
+    found = [setting.role]
+    found += [f"weight {setting.weight:g}"] if setting.weight != 1 and setting.role == "improve" else []
+    found += [f"margin {setting.margin:g}"] if setting.margin else []
+    found += [f"tolerance {setting.tolerance:g}"] if setting.tolerance is not None else []
+    return ", ".join(found)
+
+
 def general_slack(names: Sequence[str], dims: Mapping[str, ObjectiveConfig]) -> list[bool]:
     """For each of `names` whether it follows the general tolerance: it has no slack or margin itself."""
     found = [next((dims[entry] for entry in _entries_for(name, dims)), ObjectiveConfig()) for name in names]

@@ -119,10 +119,12 @@ def facts(config: RunConfig) -> list[str]:
     train, pairs = config.train, config.pairs
     beta = train.beta if isinstance(train.beta, str) else f"{train.beta:g}"
     how = f"LoRA of rank {train.lora.rank}" if train.mode == "lora" else "all weights"
+    chosen = f"pairs by {pairs.rule} at {config.objectives.granularity} level, margin {pairs.margin:g}"
     return [
         f"{config.generator.family} {config.generator.path}",
         f"judged by {config.reward.judge}",
-        f"pairs by {pairs.rule} at {config.objectives.granularity} level, margin {pairs.margin:g}",
+        f"pairs of {pairs.source}" if pairs.source else chosen,
+        *([f"{config.rounds} rounds"] if config.rounds > 1 else []),
         f"{how}, β {beta}, {train.steps} steps of {train.batch_size} pairs, seed {config.seed}",
     ]
 

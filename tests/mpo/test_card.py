@@ -10,7 +10,7 @@ from test_report import fake_run
 
 from mpo.card import model_card
 from mpo.config import ObjectiveConfig, load
-from mpo.report import curves_csv, read_log
+from mpo.report import curves_csv, facts, read_log
 from mpo.store import write_json
 
 
@@ -20,7 +20,8 @@ def run(tmp_path_factory):
     write_json(run.artifacts.pairs.folder / "done.json", {"pairs": 9, "prompts": 4})
     config = run.config
     config.generator.path, config.prompts.train = "maker/model", "foxes.txt"
-    config.objectives.dims = {"quality": ObjectiveConfig(role="hold")}
+    quality, shape = ObjectiveConfig(role="hold"), ObjectiveConfig(weight=2.0, margin=0.5)
+    config.objectives.dims = {"quality": quality, "shape": shape}
     return replace(run, config=config)
 
 
@@ -32,7 +33,7 @@ def test_the_card_says_what_was_made_of_what_and_what_changed(run, tmp_path):
     assert metadata["pipeline_tag"] == "text-to-image" and "lora" in metadata["tags"]
     assert f'pipe.load_lora_weights("{run.folder / "adapter"}")' in body
     assert "5 from `foxes.txt`" in body and "9 preference pairs from 4 of the prompts" in body
-    assert "`quality`: role hold" in body
+    assert "`quality`: role hold.\n- `shape`: role improve, weight 2, margin 0.5.\n" in body
     rows = [line.split("|")[1:3] for line in body.splitlines() if line.startswith("| ")]
     assert [name.strip() for name, _ in rows[:5]] == ["judge", "total", "alignment", "composition", "quality"]
     settings = tmp_path / "config.yaml"
@@ -41,6 +42,23 @@ def test_the_card_says_what_was_made_of_what_and_what_changed(run, tmp_path):
         load(settings, ["reward.judge=j", "reward.checklist=c", "prompts.heldout=h"]).objectives
         == run.config.objectives
     )
+
+
+def test_the_card_says_where_given_pairs_come_from_and_what_rounds_were_sampled_from(run):
+    def changed(**settings):
+        return replace(run, config=replace(run.config, **settings))
+
+    picks = changed(pairs=replace(run.config.pairs, source="people/picks"))
+    card = model_card(picks)
+    assert "on the preference pairs of `people/picks`" in card and "9 preference pairs with 4 prompts" in card
+    assert (
+        "a model's, not people's" not in card
+        and "candidates a prompt" not in card
+        and "`quality`" not in card
+    )
+    assert "pairs of people/picks" in facts(picks.config)
+    card = model_card(changed(rounds=3))
+    assert "3 rounds of 8 candidates a prompt" in card and "sampled from the base model;" not in card
 
 
 def test_a_base_model_in_a_folder_has_no_name_on_the_hub(run, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from test_report import Tags, embedded, fake_run
 
 from mpo.compare import compare_page, compare_runs
+from mpo.config import ObjectiveConfig, ObjectivesConfig
 from mpo.scores import read_scores
 from mpo.store import write_json
 
@@ -40,6 +41,11 @@ def test_differences_are_paired_by_prompt(runs):
         assert first.delta == 0 and second.delta == pytest.approx((two - one)[scored][:, k].mean().item())
         assert second.ci95[0] <= second.delta <= second.ci95[1]
     assert found.settings == {"train.beta": [2000.0, 500.0]}
+    held = ObjectivesConfig(dims={"quality": ObjectiveConfig(role="hold", tolerance=0.1)})
+    other = replace(runs[1], config=replace(runs[0].config, objectives=held))
+    assert compare_runs([runs[0], other]).settings == {
+        "objectives.dims.quality": ["–", "hold, tolerance 0.1"]
+    }
 
 
 def test_the_order_of_prompts_changes_nothing(runs):
