@@ -23,21 +23,21 @@ def weight_tables(report: WeightReport) -> None:
         if name in report.same_answers:
             note = f"same answers as {report.same_answers[name]}; only their sum is determined"
         table.add_row(name, f"{weight.value:.3f}", _interval(weight, 3), f"{share:.0%}", note)
-    console.print(table)
+    _print(table)
     table = Table("solver", "loss", "questions", "accuracy", "95 % interval", title="cross-validated")
     for name, result in report.solvers.items():
         cells = _percent(result.accuracy)
         table.add_row(name, f"{result.objective:.5f}", str(result.questions), *cells)
-    console.print(table)
+    _print(table)
     console.print(f"largest difference of a weight between the solvers: {report.solver_gap:.2g}")
     table = Table("L1", "questions", "accuracy", "95 % interval", title="regularisation path")
     for point in report.path:
         table.add_row(f"{point.l1:.4g}", str(point.questions), *_percent(point.accuracy))
-    console.print(table)
+    _print(table)
     table = Table("pairs", "accuracy", "95 % interval", "spread", title="learning curve, held out")
     for point in report.curve:
         table.add_row(f"{point.pairs:,}", *_percent(point.accuracy), f"{100 * point.spread:.1f}")
-    console.print(table)
+    _print(table)
 
 
 def agreement_table(report: BenchmarkReport) -> None:
@@ -51,7 +51,7 @@ def agreement_table(report: BenchmarkReport) -> None:
         for number, (name, found) in enumerate(columns.items(), 1):
             cells = *_percent(found.tau), f"{found.threshold:.3g}", *_percent(found.diff)
             table.add_row(reward, name, *cells, end_section=number == len(columns))
-    console.print(table)
+    _print(table)
     for pair in report.comparisons:
         console.print(
             f"{pair.reward} against {pair.other}: tau {_change(pair.tau)}, diff {_change(pair.diff)} points"
@@ -69,9 +69,15 @@ def judge_table(report: JudgeReport) -> None:
         table.add_row(
             text, f"{found.answers:,}", *shares, f"{found.calibration:.3f}", f"{found.said_yes:.0%}"
         )
-    console.print(table)
+    _print(table)
     missing = f", {report.missing} items without an answer" if report.missing else ""
     console.print(f"balanced accuracy over questions: {100 * report.balanced:.1f}{missing}")
+
+
+def _print(table: Table) -> None:
+    """In a file or a pipe as wide as it is: 80 columns would cut names and questions short."""
+    shown = console if console.is_terminal else Console(width=200, markup=False)
+    shown.print(table)
 
 
 def _title(report: WeightReport) -> str:

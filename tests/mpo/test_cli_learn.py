@@ -189,7 +189,6 @@ def test_train_judge_prints_the_accuracy_of_every_question(mpo, tmp_path, monkey
         return measure_answers(("Is it sharp?", 'Is it "[[prompt]]"?'), [0, 0, 1], [0.9, 0.8, 0.2], [1, 0, 0])
 
     monkeypatch.setattr(finetune, "train_judge", train)
-    monkeypatch.setenv("COLUMNS", "120")
     result = mpo("train-judge", config, "epochs=4", "mode=full")
     assert result.exit_code == 0, result.output
     assert (seen[0].judge, seen[0].epochs, seen[0].mode) == ("a", 4, "full")
