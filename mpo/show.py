@@ -115,7 +115,7 @@ def evaluation_table(run: Run) -> None:
         fell = ", ".join(found["regressions"]) or "none"
         console.print(
             f"{reward}: tuned dominates base in {joint['domination']:.0%} and is dominated by it in "
-            f"{joint['collapse']:.0%} of {found['samples']:,}; significantly fallen: {fell}"
+            f"{joint['collapse']:.0%} of {found['prompts']:,} prompts; significantly fallen: {fell}"
         )
     if run.artifacts.report.done:
         console.print(f"report: {run.folder / 'report.html'}")

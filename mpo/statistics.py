@@ -123,18 +123,20 @@ def bootstrap_interval(values: Tensor, resamples: int, seed: int) -> Tensor:
 
 
 def joint_rates(base: Tensor, tuned: Tensor) -> dict[str, float]:
-    """Shares of the samples [P, S, K] in which one model dominates: none of the K worse and at least one
-    better.
+    """Shares of prompts in which one model dominates, from [P, S, K] of both: none of the K worse and at
+    least one better. A prompt of several samples counts by the share of them; NaN leaves a sample out.
 
     domination: the tuned model dominates the base; collapse: it is dominated.
     """
-    difference = _difference(base, tuned).flatten(0, 1)
-    difference = difference[~difference.isnan().any(1)]
-    better, worse = (difference > 0).any(1), (difference < 0).any(1)
-    return {
-        "domination": float((better & ~worse).double().mean()),
-        "collapse": float((worse & ~better).double().mean()),
-    }
+    difference = _difference(base, tuned)
+    scored = ~difference.isnan().any(-1)  # [P, S]
+    better, worse = (difference > 0).any(-1), (difference < 0).any(-1)
+    kept = scored.any(1)
+
+    def prompt_share(dominated: Tensor) -> float:
+        return float(((dominated & scored).sum(1)[kept].double() / scored.sum(1)[kept]).mean())
+
+    return {"domination": prompt_share(better & ~worse), "collapse": prompt_share(worse & ~better)}
 
 
 def _difference(base: Tensor, tuned: Tensor) -> Tensor:

@@ -68,10 +68,21 @@ def test_a_model_against_itself_is_all_ties():
     assert joint_rates(scores, scores + 1e-12) == {"domination": 0.0, "collapse": 0.0}
 
 
-def test_joint_rates_count_samples_that_are_better_or_worse_throughout():
-    base = table([0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [NAN, NAN])
-    tuned = table([1.0, 0.0], [1.0, 2.0], [1.0, -0.1], [0.0, -1.0], [0.0, 0.0], [1.0, 1.0])
-    assert joint_rates(base, tuned) == {"domination": 2 / 5, "collapse": 1 / 5}
+def test_joint_rates_are_shares_of_prompts_by_samples_that_are_better_or_worse_throughout():
+    base = torch.zeros(4, 3, 2, dtype=torch.float64)
+    base[2, 1:] = NAN  # one sample is left of the third prompt, none of the fourth
+    base[3] = NAN
+    tuned = torch.tensor(
+        [
+            [[1.0, 0.0], [1.0, 2.0], [1.0, -0.1]],  # two of three dominate
+            [[0.0, -1.0], [0.0, 0.0], [2.0, -1.0]],  # one of three is dominated
+            [[1.0, 0.0], [1.0, 1.0], [-1.0, -1.0]],  # the only one scored dominates
+            [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]],
+        ],
+        dtype=torch.float64,
+    )
+    # (2/3 + 0 + 1) / 3 prompts; over samples it would be 3/7 and 1/7
+    assert joint_rates(base, tuned) == pytest.approx({"domination": 5 / 9, "collapse": 1 / 9})
 
 
 def levels(dimensions):
