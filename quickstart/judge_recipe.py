@@ -3,6 +3,7 @@
 A batch of scenes is an int64 array [B, A]: a column for each attribute of a world, an index into its values.
 """
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -137,11 +138,12 @@ def learn(
 
     `prepare` writes what it starts and learns from into a folder: `start/`, `train.jsonl` and
     `validation.jsonl`. They stay beside `out` and serve again when training was cut short, if `made_by`, what
-    they depend on, is the same; `made_by["seed"]` is the training's seed, too. overrides: further settings,
-    `key=value`.
+    they depend on, is the same; `made_by["seed"]` is the training's seed, too, and `made_by["generator"]` a
+    folder whose weights must also be the same. overrides: further settings, `key=value`.
     """
     if out.exists():
         raise FileExistsError(f"{out}: exists already; remove it or name another folder")
+    made_by = {**made_by, "weights": _digest(Path(made_by["generator"]))}
     course = out.with_name(f"{out.name}.course")
     note = course / "made_by.json"
     if not note.is_file() or json.loads(note.read_text()) != made_by:
@@ -159,3 +161,11 @@ def learn(
     }
     settings = [f"{name}={path}" for name, path in paths.items()]
     return train_judge(read_training(training, [*settings, f"seed={made_by['seed']}", *overrides]))
+
+
+def _digest(folder: Path) -> str:
+    """Return a hash of the weights in a pipeline's folder."""
+    state = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        state.update(path.read_bytes())
+    return state.hexdigest()

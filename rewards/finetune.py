@@ -32,7 +32,7 @@ from rewards.choice import check_choice
 from rewards.finetune_settings import JudgeTraining
 from rewards.judge_metrics import JudgeReport, measure_answers
 from rewards.judges.base import Failure
-from rewards.judges.loading import DTYPES
+from rewards.judges.loading import DTYPES, quiet
 from rewards.judges.transformers_vlm import TransformersJudge
 from rewards.media import load_media
 from rewards.packed_batch import Sharer, answer_tokens, check_packed, pack_answers, stack
@@ -64,7 +64,8 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     check_packed(judge, load_media(first.item, judge.frames), asked)
     trainer = _trainer(settings, arguments, judge, train, validation)
     before = trainer.report()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(settings, trainer.args.should_save))
+    with quiet():
+        trainer.train(resume_from_checkpoint=_last_checkpoint(settings, trainer.args.should_save))
     after = trainer.report()
     if after.overall.said_yes in (0, 1):
         word = "yes" if after.overall.said_yes else "no"
@@ -74,7 +75,8 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     if settings.mode == "lora":
         trainer.model.merge_and_unload()
     if trainer.args.should_save:
-        _write(out, judge, settings, {"before": before.to_dict(), "after": after.to_dict()})
+        with quiet():
+            _write(out, judge, settings, {"before": before.to_dict(), "after": after.to_dict()})
         shutil.rmtree(trainer.args.output_dir)
     return after
 

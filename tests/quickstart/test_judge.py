@@ -9,12 +9,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from quickstart import world
+from quickstart import judge_recipe, world
 from quickstart.course import CHECKLIST, annotator, random_scenes
 from quickstart.judge import new_processor
 from quickstart.questions import TURNS_ON, truths
 from quickstart.train_generator import new_pipeline
-from quickstart.train_judge import main
+from quickstart.train_judge import TRAINING, main
 from rewards.build import load_judge
 from rewards.checklist import PROMPT, Checklist
 from rewards.media import load_media
@@ -170,6 +170,22 @@ def test_recipe_is_seeded_and_writes_a_folder_that_loads(tmp_path):
     )
     moved = [not torch.equal(before[name].half(), after[name]) for name in before if "language_model" in name]
     assert len(moved) > 10 and all(moved)
+
+
+def test_what_a_judge_learns_from_serves_again_unless_the_generator_has_changed(tmp_path, monkeypatch):
+    weights = tmp_path / "generator" / "unet" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    made_by, prepared = {"seed": 0, "generator": str(tmp_path / "generator")}, []
+
+    def prepare(folder):
+        folder.mkdir()
+        prepared.append(folder)
+
+    monkeypatch.setattr(judge_recipe, "train_judge", lambda settings: None)
+    for content in (b"one", b"one", b"two"):
+        weights.write_bytes(content)
+        judge_recipe.learn(tmp_path / "judge", TRAINING, made_by, prepare, ())
+    assert len(prepared) == 2 and not prepared[1].exists() and (tmp_path / "judge.course").is_dir()
 
 
 def test_an_unknown_word_or_a_huge_prompt_is_answered_too(judge):
