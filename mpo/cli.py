@@ -31,10 +31,17 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-quickstart = typer.Typer(help="The bundled world that configs/quickstart.yaml runs on.", no_args_is_help=True)
+quickstart = typer.Typer(
+    help="The bundled world that configs/quickstart.yaml runs on.\n\n    mpo quickstart build",
+    no_args_is_help=True,
+)
 app.add_typer(quickstart, name="quickstart")
 checklist = typer.Typer(
-    help="The questions of a reward: bring, show, write and check them.", no_args_is_help=True
+    help="The questions of a reward: bring, show, write and check them.\n\n"
+    "    mpo checklist new mine.yaml\n\n"
+    "    mpo checklist fetch visionreward-video\n\n"
+    "    mpo checklist show configs/checklists/quickstart.yaml",
+    no_args_is_help=True,
 )
 app.add_typer(checklist, name="checklist")
 

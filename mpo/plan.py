@@ -108,14 +108,8 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
         calls = f"{prompts * count * config.generator.steps * branches:,} denoiser rows"
         known = generator is not None and generator.sample_bytes is not None
         disk = prompts * (count * generator.sample_bytes + generator.prompt_bytes) if known else None
-        return Step(
-            stage,
-            f"{prompts:,} prompts x {count}, {config.generator.steps} steps",
-            artifact,
-            shards,
-            calls,
-            disk,
-        )
+        work = f"{prompts:,} prompts x {count}, {config.generator.steps} steps"
+        return Step(stage, work, artifact, shards, calls, disk)
 
     def scored(stage: str, artifact: Artifact, pictures: int, shards: int, by: str = "judge") -> Step:
         work = f"{pictures:,} samples" + (f" x {questions} questions" if questions and by == "judge" else "")
