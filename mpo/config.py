@@ -54,7 +54,7 @@ class PromptsConfig:
     train: str | None = None  # may be left out where pairs.from says what to train on
     heldout: str = "???"
     train_limit: int | None = number(None, least=1)
-    heldout_limit: int | None = number(None, least=1)
+    heldout_limit: int | None = number(None, least=2)  # an interval needs two
     validation: str | None = None  # None: those of `train` that follow its first train_limit
 
 

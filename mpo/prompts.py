@@ -53,10 +53,15 @@ def read_prompt_rows(path: str | Path) -> list[str]:
 def prompt_sets(config: PromptsConfig) -> tuple[list[str], list[str]]:
     """(training prompts, held-out prompts), each cut to its limit.
 
-    Raises ValueError where a prompt is in both: what was trained on cannot be held out.
+    Raises ValueError where a prompt is in both, since what was trained on cannot be held out, and where a
+    single one is held out, from which no interval follows.
     """
     train = read_prompts(config.train)[: config.train_limit] if config.train else []
     heldout = read_prompts(config.heldout)[: config.heldout_limit]
+    if len(heldout) < 2:
+        raise ConfigError(
+            f"prompts.heldout = {config.heldout!r}: one prompt has no interval; needed at least 2"
+        )
     shared = set(train) & set(heldout)
     if shared:
         example = min(shared)

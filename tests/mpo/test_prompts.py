@@ -71,9 +71,16 @@ def test_limits_cut_before_the_sets_are_compared(tmp_path):
     assert prompt_sets(config) == (["1", "2"], ["4", "3"])
 
 
+def test_a_single_heldout_prompt_is_refused_before_anything_runs(tmp_path):
+    (tmp_path / "a.txt").write_text("1\n2\n")
+    (tmp_path / "b.txt").write_text("4\n4\n")  # the same one twice
+    with pytest.raises(ConfigError, match="b.txt': one prompt has no interval; needed at least 2"):
+        prompt_sets(PromptsConfig(str(tmp_path / "a.txt"), str(tmp_path / "b.txt")))
+
+
 def test_validation_prompts_are_neither_trained_on_nor_held_out(tmp_path):
     (tmp_path / "train.txt").write_text("1\n2\n3\n4\n5\n")
-    (tmp_path / "heldout.txt").write_text("4\n")
+    (tmp_path / "heldout.txt").write_text("4\n6\n")
     (tmp_path / "own.txt").write_text("8\n9\n2\n")
     config = PromptsConfig(str(tmp_path / "train.txt"), str(tmp_path / "heldout.txt"), train_limit=2)
     sets = prompt_sets(config)
