@@ -55,7 +55,7 @@ def new_tokenizer() -> CLIPTokenizer:
 
 
 def new_pipeline() -> StableDiffusionPipeline:
-    """Return the untrained pipeline: 64x64 pixels, 8x8 latents, 3.2 M parameters."""
+    """Return the untrained pipeline: 64x64 pixels, 8x8 latents, 3.8 M parameters."""
     tokenizer = new_tokenizer()
     text = CLIPTextConfig(
         vocab_size=len(tokenizer),
