@@ -34,9 +34,8 @@ class Annotator:
     attributes: Attributes
     turns_on: Mapping[str, Sequence[str]]  # per question about a prompt, the attributes that decide it
     direct: Mapping[str, str]  # per attribute that a prompt names: "Is the object {}?"
-    truths: Callable[
-        [np.ndarray, np.ndarray], Mapping[str, np.ndarray]
-    ]  # of shown and asked, by question: [B]
+    # Of scenes shown and asked for, each [B, A]: by question, whether yes is right, bool [B].
+    truths: Callable[[np.ndarray, np.ndarray], Mapping[str, np.ndarray]]
     prompt_of: Callable[[np.ndarray], str]
     phrase_of: Callable[[str, np.ndarray], str]  # the part of a prompt on which a question turns
     keep: Mapping[str, float] = field(default_factory=dict)  # how often `asked` keeps what decides a question
