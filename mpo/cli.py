@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mpo import cli_control, cli_learn, cli_release, cli_rewards
+from mpo.cli_rewards import UNSCORED
 from mpo.config import STAGES, ConfigError, RunConfig, load
 from mpo.store import locked
 
@@ -69,6 +70,8 @@ def run(
 
     Runs that agree up to some stage share everything up to it: after a change of pairing or training nothing
     is sampled or scored again. MPO_PROCESSES=2 ./launch.sh run CONFIG shares the work.
+
+    A sample that cannot be read or judged has no score and is in no pair: told at the end, with exit code 1.
     """
     if until not in STAGES:
         raise ConfigError(f"--until {until}: must be one of {', '.join(STAGES)}")
@@ -86,11 +89,28 @@ def run(
     yield_table(found)
     validation_table(found)
     evaluation_table(found)
+    code = UNSCORED if _tell_unscored(found) else 0
     if settings.evaluate.fail_on_regression and STAGES.index(until) >= STAGES.index("evaluate"):
         fallen = found.artifacts.evaluation.facts()["regressions"]
         if fallen:
             print(f"mpo: fell significantly: {', '.join(fallen)}", file=sys.stderr)
-            raise typer.Exit(FELL)
+            code = FELL
+    raise typer.Exit(code)
+
+
+def _tell_unscored(found: Run) -> bool:
+    """Name what has no score on standard error, a line for each kind of samples; whether there is any."""
+    from mpo.scores import read_scores
+
+    told = False
+    for name, artifact in found.artifacts.items():
+        missing = read_scores(artifact).missing if artifact.done and artifact.shards("scores") else []
+        if missing:
+            _, _, reason = missing[0]
+            line = f"{name.replace('_', ' ')}: {len(missing)} without a score, left out of all that follows"
+            print(f"mpo: {line}; the first: {reason}", file=sys.stderr)
+            told = True
+    return told
 
 
 @app.command()

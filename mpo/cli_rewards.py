@@ -26,6 +26,8 @@ MEDIA_SUFFIXES = frozenset(
     ".png .jpg .jpeg .webp .bmp .gif .tif .tiff .mp4 .mov .mkv .webm .avi .m4v".split()
 )
 
+UNSCORED = 1  # exit code when some items could not be read or judged; the others are scored
+
 Media = Annotated[list[str], typer.Argument(help="Images and videos; folders and globs are searched.")]
 Reward = Annotated[Path | None, typer.Option(help="YAML file of a reward; see configs/rewards/.")]
 Judge = Annotated[str | None, typer.Option(help="Folder or hub id of the judge, in the place of --reward.")]
@@ -280,11 +282,11 @@ class warnings_in_a_line(warnings.catch_warnings):
 
 
 def _finish(cards: Sequence[Scorecard]) -> None:
-    """Notes and reasons on standard error; exit code 1 when an item is missing."""
+    """Notes and reasons on standard error; exit code `UNSCORED` when an item is missing."""
     for note in dict.fromkeys(note for card in cards for note in card.notes):
         print(f"mpo: {note}", file=sys.stderr)
     missing = [card for card in cards if card.missing is not None]
     for card in missing:
         print(f"mpo: not scored: {card.missing}", file=sys.stderr)
     if missing:
-        raise typer.Exit(1)
+        raise typer.Exit(UNSCORED)

@@ -252,9 +252,6 @@ def pair(session: Session, made: Round) -> None:
         if not session.process.is_main_process:
             return None
         table = read_scores(made.scores)
-        if table.missing:
-            prompt, candidate, reason = table.missing[0]
-            print(f"{len(table.missing)} candidates without a score, as {prompt}-{candidate}: {reason}")
         levels = first_candidates(table.levels, config.pairs.candidates)
         dims, tolerance = config.objectives.dims, config.pairs.tolerance
         by_granularity = {name: at_granularity(levels, name, dims, tolerance) for name in GRANULARITIES}
