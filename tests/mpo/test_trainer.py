@@ -6,16 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny_pipelines import generator_config
-from training import KIND, Stop, assert_equal, losses, settings, trained, trainer
-from transformers.training_args import OptimizerNames
+from training import KIND, Stop, assert_equal, losses, trained, trainer
 
 from generators.adapters import load_adapter
 from generators.build import build_generator
-from mpo import training_arguments as of_training
-from mpo.config import OPTIMIZERS
 from mpo.preference_data import PairDraws, PreferencePairs
 from mpo.trainer import last_checkpoint
-from mpo.training_arguments import training_arguments
 
 
 def test_draws_depend_on_seed_pair_and_visit_alone(pairs, tiny_pipeline):
@@ -43,7 +39,7 @@ def test_the_first_loss_is_log_2_and_its_gradient_is_not_zero(tiny_pipeline, pai
     run = trainer(tiny_pipeline, pairs, tmp_path, mode, steps=1, save_steps=10)
     run.train()
     first = run.state.log_history[0]
-    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4)  # the Trainer logs four decimals
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert first["rewards/margins"] == first["rewards/chosen"] == first["errors/winner_excess"] == 0
     assert first["grad_norm"] > 1e-3
     batch = next(iter(run.get_train_dataloader()))
@@ -108,7 +104,7 @@ def test_accumulation_changes_nothing_but_rounding(tiny_pipeline, pairs, tmp_pat
     whole.train()
     split = trainer(tiny_pipeline, pairs, tmp_path / "1x4", micro_batch_size=1)
     split.train()
-    assert losses(split) == pytest.approx(losses(whole), abs=2e-4)
+    assert losses(split) == pytest.approx(losses(whole), abs=1e-5)
     for name, parameter in trained(whole).items():
         torch.testing.assert_close(trained(split)[name], parameter, atol=2e-5, rtol=0)
 
@@ -228,7 +224,7 @@ def test_activation_checkpointing_changes_memory_not_the_result(tiny_pipeline, p
 def test_bf16_starts_at_log_2_too(tiny_pipeline, pairs, tmp_path):
     run = trainer(tiny_pipeline, pairs, tmp_path, precision="bf16", steps=2, save_steps=10)
     run.train()
-    assert run.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert run.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
     assert all(parameter.dtype == torch.float32 for parameter in trained(run).values())
 
 
@@ -238,32 +234,6 @@ def test_beta_per_element_is_printed_at_the_start_and_logged(tiny_pipeline, pair
     # 200 on the mean of 4 x 8 x 8 = 256 elements is .78125 on their sum
     assert run.state.log_history[0]["beta_per_element"] == 0.78125
     assert "beta 200 on the mean of 256 latent elements acts as 0.781 per element" in capsys.readouterr().out
-
-
-def test_a_batch_that_does_not_divide_is_one_line():
-    with pytest.raises(ValueError, match=r"train.batch_size=10: .*micro_batch_size=4 times 2.*nearest is 8"):
-        training_arguments(settings(batch_size=10), "out", seed=0, processes=2)
-    with pytest.raises(ValueError, match="train.options.adam_beta3"):
-        training_arguments(settings(options={"adam_beta3": 0.9}), "out", seed=0)
-
-
-def test_optimisers_and_schedules_that_are_not_there_are_one_line(monkeypatch):
-    monkeypatch.setattr(of_training, "find_spec", lambda name: None)
-    for name in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"):
-        with pytest.raises(ValueError, match=f"{name}': needs bitsandbytes, which is not installed"):
-            of_training.check_training(settings(optimizer=name), cpu=False)
-    monkeypatch.setattr(of_training, "find_spec", lambda name: name)
-    with pytest.raises(ValueError, match="'adamw_8bit': needs a GPU, and this run is on the CPU"):
-        of_training.check_training(settings(optimizer="adamw_8bit"), cpu=True)
-    of_training.check_training(settings(optimizer="adamw_8bit"), cpu=False)
-    with pytest.raises(ValueError, match="train.lr_scheduler = 'cosin': must be one of linear, cosine"):
-        of_training.check_training(settings(lr_scheduler="cosin"), cpu=True)
-
-
-def test_every_optimiser_has_its_name_in_transformers():
-    assert set(of_training._OPTIMIZERS) == set(OPTIMIZERS)
-    names = {kind.value for kind in OptimizerNames}
-    assert set(of_training._OPTIMIZERS.values()) <= names
 
 
 def test_no_pairs_is_one_line(tiny_pipeline, pairs, tmp_path):

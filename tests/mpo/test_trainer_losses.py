@@ -7,6 +7,7 @@ import torch
 from training import Stop, assert_equal, losses, trained, trainer
 
 from mpo.config import DisplacementConfig
+from mpo.losses import running_mean
 from mpo.preference_data import PreferencePairs
 from mpo.trainer import last_checkpoint
 
@@ -65,6 +66,33 @@ def test_a_run_that_the_watch_stopped_stays_stopped(tiny_pipeline, pairs, tmp_pa
     again.train(resume_from_checkpoint=str(checkpoint))
     assert again.state.global_step == 4
     assert_equal(trained(again), trained(run))
+
+
+def test_the_watch_follows_what_the_log_shows(tiny_pipeline, pairs, tmp_path):
+    """Its input in the trainer: the step's mean over all micro-batches, of the right one of the errors."""
+    watch = DisplacementConfig("warn", decay=0.5)
+    run = trainer(
+        tiny_pipeline, pairs, tmp_path, displacement=watch, steps=4, batch_size=2, micro_batch_size=1
+    )
+    run.train()
+    rows = [row for row in run.state.log_history if "errors/winner_excess" in row]
+    assert len(rows) == 4 and "errors/winner_excess_running" not in rows[0]  # where nothing has moved yet
+    excess = reference = None
+    for row in rows[1:]:
+        excess = running_mean(excess, row["errors/winner_excess"], 0.5)
+        reference = running_mean(reference, row["errors/winner"] - row["errors/winner_excess"], 0.5)
+        assert row["errors/winner_excess_running"] == pytest.approx(excess, rel=1e-5)
+    assert run.watch.reference == pytest.approx(reference, rel=1e-5)
+    assert abs(excess) > 1e-6 and len({row["errors/winner_excess"] for row in rows}) == 4
+
+
+def test_delta_is_how_far_apart_the_two_excesses_are(tiny_pipeline, pairs, tmp_path):
+    run = trainer(tiny_pipeline, pairs, tmp_path, beta="auto", steps=3, batch_size=1, micro_batch_size=1)
+    run.train()
+    rows = [row for row in run.state.log_history if "errors/winner_excess" in row]
+    delta = [abs(row["errors/winner_excess"] - row["errors/loser_excess"]) for row in rows]
+    # the running mean starts with the second step, the first that has one
+    assert run.watch.delta == pytest.approx(0.95 * delta[1] + 0.05 * delta[2], rel=1e-4)
 
 
 def test_auto_beta_is_the_same_for_any_split_of_the_batch(tiny_pipeline, pairs, tmp_path):
