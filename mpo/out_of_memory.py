@@ -35,10 +35,22 @@ def sampling(config: RunConfig) -> tuple[str, list[str]]:
     return doing, lower
 
 
+def encoding(config: RunConfig) -> tuple[str, list[str]]:
+    generator = config.generator
+    doing = f"generate, encoding the pairs of pairs.from one by one {_size(config)}, the VAE in float32"
+    lower = [_less(config)]
+    if generator.dtype == "float32":
+        lower.append("generator.dtype=bfloat16")
+    if not generator.options.get("vae_tiling"):
+        lower.append("generator.options.vae_tiling=true")
+    return doing, lower
+
+
 def scoring(config: RunConfig) -> tuple[str, list[str]]:
+    """Judges halve their batches until they fit, so a single sample, or the weights, are too much already."""
     reward = config.reward
-    doing = f"score, batches of reward.batch_size={reward.batch_size} in {reward.dtype}"
-    lower = ["reward.batch_size"] if reward.batch_size > 1 else ["the size of what is judged"]
+    doing = f"score, a single sample with {reward.judge} in {reward.dtype}"
+    lower = ["the size of what is judged"]
     return doing, lower + (["reward.dtype=bfloat16"] if reward.dtype == "float32" else [])
 
 

@@ -22,7 +22,7 @@ from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
 from mpo.models import Models
 from mpo.objectives import at_granularity, parts
-from mpo.out_of_memory import sampling, scoring, told_where
+from mpo.out_of_memory import encoding, sampling, scoring, told_where
 from mpo.pairs import choose_pairs, given_pairs
 from mpo.processes import join, make, share
 from mpo.samples import sample_shard
@@ -208,7 +208,8 @@ def bring(session: Session, made: Round) -> None:
             for index in mine:
                 members = foreign.members(pairs, index, size)
                 if not artifact.shard("candidates", index).is_file():
-                    foreign.foreign_shard(artifact, index, pairs, members, session.models.generator())
+                    with told_where(*encoding(run.config)):
+                        foreign.foreign_shard(artifact, index, pairs, members, session.models.generator())
                 bar.update(len(members))
         session.process.wait_for_everyone()
         if session.process.is_main_process:

@@ -23,7 +23,7 @@ def in_batches(
 ) -> list[Result]:
     """Results of `run` on items, `owner.batch_size` at once; halved for good when memory does not suffice.
 
-    ValueError when memory does not suffice for one.
+    MemoryError when memory does not suffice for one.
     """
     done: list[Result] = []
     while len(done) < len(items):
@@ -36,7 +36,7 @@ def in_batches(
                 raise
         # Here and not above: an error that is being handled holds on to the tensors of the batch.
         if len(batch) == 1:
-            raise ValueError(f"{owner.name}: not enough memory for a single picture")
+            raise MemoryError(f"{owner.name}: not enough memory for a single picture")
         owner.batch_size = len(batch) // 2
         clear_device_cache(garbage_collection=True)
     return done

@@ -1,8 +1,17 @@
+import json
+import sys
+
+import numpy as np
 import pytest
 import torch
+import yaml
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
+from mpo import cli
 from mpo.config import GenerateConfig, GeneratorConfig, RunConfig, TrainConfig
-from mpo.out_of_memory import sampling, scoring, told_where, training
+from mpo.out_of_memory import encoding, sampling, scoring, told_where, training
 
 
 def config(**changes):
@@ -38,4 +47,60 @@ def test_only_what_is_left_to_lower_is_named():
         "generator.dtype=bfloat16",
     ]
     assert sampling(config(generate=GenerateConfig(batch_size=1)))[1][0].startswith("generator.frames")
-    assert scoring(config())[1][0] == "reward.batch_size"
+    assert scoring(config())[1] == ["the size of what is judged", "reward.dtype=bfloat16"]
+    options = {"vae_tiling": True}
+    small = RunConfig(generator=GeneratorConfig(path="x", dtype="bfloat16", options=options))
+    assert encoding(small)[1] == ["generator.height and width"]
+    assert encoding(config())[1] == [
+        "generator.frames or generator.height and width",
+        "generator.dtype=bfloat16",
+        "generator.options.vae_tiling=true",
+    ]
+
+
+@pytest.fixture
+def given_pairs(tiny_run, tmp_path):
+    """A tiny run whose pairs are given: one, of two pictures."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    for name in ("w.png", "l.png"):
+        Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(folder / name)
+    (folder / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "winner": "w.png", "loser": "l.png"}))
+    config = tiny_run(folder)
+    settings = yaml.safe_load(config.read_text())
+    del settings["prompts"]["train"]
+    config.write_text(yaml.safe_dump(settings | {"pairs": {"from": str(folder)}}))
+    return config
+
+
+def test_each_stage_that_holds_a_model_ends_in_one_line_and_goes_on_when_there_is_memory(
+    tiny_run, given_pairs, tmp_path, monkeypatch, capsys
+):
+    def end(config, stage, *full):
+        """Run up to `stage`, with no memory left for the method `full` of a model; exit code, own lines."""
+        with monkeypatch.context() as patch:
+            if full:
+                patch.setattr(*full, refuse)
+            patch.setattr(sys, "argv", ["mpo", "run", str(config), "--until", stage])
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        err = capsys.readouterr().err
+        return ended.value.code or 0, [line for line in err.splitlines() if line.startswith("mpo: ")]
+
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    config = tiny_run(tmp_path)
+    for stage, doing, *full in (
+        ("generate", "generate, batches of generate.batch_size=4 ", UNet2DConditionModel, "forward"),
+        ("score", "score, a single sample with ", LlavaForConditionalGeneration, "forward"),
+        ("train", "train, train.micro_batch_size=2 pairs ", UNet2DConditionModel, "forward"),
+        ("generate", "generate, encoding the pairs of pairs.from ", AutoencoderKL, "encode"),
+    ):
+        run = given_pairs if "encoding" in doing else config
+        code, (line,) = end(run, stage, *full)
+        assert code == 2 and line.startswith(f"mpo: out of memory: {doing}"), line
+        reason = "not enough memory for a single picture" if stage == "score" else "CUDA out of memory."
+        assert "; lower " in line and line.endswith(f"{reason})"), line
+        if stage != "train":
+            assert end(run, stage) == (0, [])

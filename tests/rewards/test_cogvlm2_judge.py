@@ -95,7 +95,7 @@ def test_batch_size_is_found(monkeypatch):
     close(patient.logits(media, questions), expected, atol=5e-5)
     assert sizes == [5, 2, 2, 1] and patient.batch_size == 2
     monkeypatch.setattr(CogVLM2Judge, "_batch", lambda *_: batch(patient, range(3), None))
-    with pytest.raises(ValueError, match="video: not enough memory for a single picture"):
+    with pytest.raises(MemoryError, match="video: not enough memory for a single picture"):
         patient.logits(media, questions)
 
 

@@ -111,7 +111,7 @@ def test_batch_is_halved_until_it_fits(tiny_vlm, pictures, monkeypatch):
     assert judge.batch_size == 1 and sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     assert largest_gap(judge, media, [QUESTIONS] * 6, results) < 1e-4
     monkeypatch.setattr(judge, "_answer_batch", lambda items: little_memory(items * 3))
-    with pytest.raises(ValueError, match="not enough memory for a single picture"):
+    with pytest.raises(MemoryError, match="not enough memory for a single picture"):
         judge.answer(media[:1], [QUESTIONS])
 
 
