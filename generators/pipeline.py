@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from generators.base import Conditioning, Samples
-from generators.schedules import RectifiedFlow, Schedule, VariancePreserving, flow_shift, is_flow
+from generators.schedules import RectifiedFlow, Schedule, VariancePreserving, flow_shift, prediction_type
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,7 +95,7 @@ class PipelineGenerator:
 
     def _schedule(self) -> Schedule:
         scheduler = self.pipe.scheduler
-        kind = "flow" if is_flow(scheduler) else scheduler.config.get("prediction_type", "epsilon")
+        kind = prediction_type(scheduler)
         if kind not in self.prediction_types:
             raise ValueError(
                 f"{self.config.path}: its scheduler {type(scheduler).__name__} predicts {kind}, "

@@ -102,10 +102,19 @@ class RectifiedFlow:
         )
 
 
-def is_flow(scheduler) -> bool:
-    """Whether a diffusers scheduler samples a flow: the FlowMatch schedulers, or others run on flow
-    sigmas."""
-    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas"))
+def prediction_type(scheduler) -> str:
+    """What a diffusers scheduler takes the denoiser to predict: "flow" for the FlowMatch schedulers and those
+    that others run on flow sigmas; else as its config says, "epsilon" or "v_prediction".
+
+    Where noising and prediction are of two parametrisations, both are named, as no family expects them.
+    """
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return "flow"
+    predicted = scheduler.config.get("prediction_type", "epsilon")
+    on_flow_sigmas = bool(scheduler.config.get("use_flow_sigmas"))
+    if on_flow_sigmas == (predicted == "flow_prediction"):
+        return "flow" if on_flow_sigmas else predicted
+    return f"{predicted} on {'' if on_flow_sigmas else 'other than '}flow sigmas"
 
 
 def flow_shift(config: dict, sequence_length: int | None = None) -> float:

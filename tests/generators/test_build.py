@@ -2,9 +2,12 @@ import json
 import shutil
 
 import pytest
+from diffusers import CogVideoXTransformer3DModel
 from tiny_pipelines import generator_config
 
 from generators.build import FAMILIES, build_generator
+
+UNIPC_FLOW = {"_class_name": "UniPCMultistepScheduler", "use_flow_sigmas": True}
 
 
 def one_line(error) -> str:
@@ -52,13 +55,36 @@ def test_a_pipeline_of_another_family(tiny_pipeline, tmp_path):
     assert "FluxPipeline" in one_line(error) and "StableDiffusionPipeline" in one_line(error)
 
 
-def test_a_scheduler_that_predicts_something_else(tiny_pipeline, tmp_path):
-    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "sample")
-    path = folder / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("stable_diffusion", {"prediction_type": "sample"}, "predicts sample, {} expects epsilon or v_pred"),
+        ("stable_diffusion", UNIPC_FLOW, "predicts epsilon on flow sigmas, {} expects epsilon or v_pred"),
+        ("cogvideox", {"prediction_type": "epsilon"}, "predicts epsilon, {} expects v_prediction"),
+        ("wan", {"prediction_type": "epsilon"}, "predicts epsilon on flow sigmas, {} expects flow"),
+        ("wan", {"use_flow_sigmas": False}, "predicts flow_prediction on other than flow sigmas, {} expects"),
+        ("stable_diffusion_3", {"_class_name": "DDIMScheduler"}, "DDIMScheduler predicts epsilon, {} exp"),
+    ],
+)
+def test_a_scheduler_that_predicts_something_else(tiny_pipeline, tmp_path, kind, changes, told):
+    folder = shutil.copytree(tiny_pipeline(kind), tmp_path / "other")
+    path, index = folder / "scheduler" / "scheduler_config.json", folder / "model_index.json"
+    scheduler = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps(scheduler))
+    named = {"scheduler": ["diffusers", scheduler["_class_name"]]}
+    index.write_text(json.dumps(json.loads(index.read_text()) | named))
     with pytest.raises(ValueError) as error:
-        build_generator(generator_config("stable_diffusion", folder))
-    assert "predicts sample" in one_line(error) and "epsilon or v_prediction" in one_line(error)
+        build_generator(generator_config(kind, folder), denoiser_only=True)
+    assert told.format(kind) in one_line(error)
+
+
+def test_a_cogvideox_1_5_is_refused(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline("cogvideox"), tmp_path / "newer")
+    config = CogVideoXTransformer3DModel.load_config(folder / "transformer")
+    CogVideoXTransformer3DModel.from_config(config, patch_size_t=2).save_pretrained(folder / "transformer")
+    with pytest.raises(ValueError) as error:
+        build_generator(generator_config("cogvideox", folder), denoiser_only=True)
+    assert "a CogVideoX 1.5 model; this family is 2B and 5B" in one_line(error)
 
 
 @pytest.mark.parametrize(

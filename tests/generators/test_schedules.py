@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from generators.schedules import RectifiedFlow, VariancePreserving, flow_shift, is_flow
+from generators.schedules import RectifiedFlow, VariancePreserving, flow_shift, prediction_type
 
 
 def vp(prediction_type):
@@ -76,11 +76,11 @@ def test_flow_timesteps_are_shifted_logit_normal():
 def test_flow_shift_of_scheduler_configs():
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
-    assert not is_flow(DDIMScheduler())
+    assert prediction_type(DDIMScheduler()) == "epsilon"
     sd3 = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    assert is_flow(sd3) and flow_shift(sd3.config) == 3.0
+    assert prediction_type(sd3) == "flow" and flow_shift(sd3.config) == 3.0
     wan = UniPCMultistepScheduler(use_flow_sigmas=True, flow_shift=5.0, prediction_type="flow_prediction")
-    assert is_flow(wan) and flow_shift(wan.config) == 5.0
+    assert prediction_type(wan) == "flow" and flow_shift(wan.config) == 5.0
     flux = FlowMatchEulerDiscreteScheduler(
         use_dynamic_shifting=True,
         base_shift=0.5,
