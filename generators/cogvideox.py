@@ -1,10 +1,12 @@
-"""CogVideoX 2B, 5B and 1.5: a video transformer with v-prediction, a T5, and a causal 3-D VAE.
+"""CogVideoX 2B and 5B: a video transformer with v-prediction, a T5, and a causal 3-D VAE.
 
 Its schedulers shift the signal-to-noise ratio and reach zero at the last step; both stand in
 `alphas_cumprod`.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from diffusers import CogVideoXPipeline
 from torch import Tensor, nn
@@ -20,6 +22,11 @@ class CogVideoX(PipelineGenerator):
     modality = "video"
     prediction_types = ("v_prediction",)
 
+    def __init__(self, config: Any, denoiser_only: bool = False):
+        super().__init__(config, denoiser_only)
+        if self.model.config.patch_size_t is not None:  # patches in time, for which the pipeline pads clips
+            raise ValueError(f"generator.path={config.path}: a CogVideoX 1.5 model; this family is 2B and 5B")
+
     def _encode_prompt(self, prompt: str) -> Conditioning:
         embeds, _ = self.pipe.encode_prompt(
             prompt,
@@ -34,9 +41,7 @@ class CogVideoX(PipelineGenerator):
     ) -> Tensor:
         _, frames, _, height, width = latents.shape
         rotary = None
-        if (
-            self.model.config.use_rotary_positional_embeddings
-        ):  # 5B and 1.5; 2B has sinusoidal ones of its own
+        if self.model.config.use_rotary_positional_embeddings:  # 5B; 2B has sinusoidal ones of its own
             scale = self.pipe.vae_scale_factor_spatial
             rotary = self.pipe._prepare_rotary_positional_embeddings(
                 height * scale, width * scale, frames, latents.device
@@ -51,10 +56,6 @@ class CogVideoX(PipelineGenerator):
 
     def normalise(self, latents: Tensor) -> Tensor:
         return latents.transpose(1, 2) * self.pipe.vae_scaling_factor_image
-
-    @property
-    def frame_rate(self) -> float:
-        return 16.0 if self.model.config.patch_size_t else 8.0  # 1.5 also has patches in time
 
     @property
     def default_size(self) -> dict[str, int]:

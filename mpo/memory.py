@@ -90,11 +90,9 @@ def activations(denoiser: dict[str, Any], latent: tuple[int, int, int]) -> tuple
     if not (heads and depth and layers):
         return None
     layers += denoiser.get("num_single_layers") or 0
-    patch = denoiser.get("patch_size") or 1
+    patch, patch_frames = denoiser.get("patch_size") or 1, 1
     if isinstance(patch, list):
         patch_frames, patch = patch[0], patch[1]
-    else:
-        patch_frames = denoiser.get("patch_size_t") or 1
     if denoiser.get("_class_name") == "FluxTransformer2DModel":
         patch = 2  # its latents are packed before it sees them
     tokens = math.ceil(frames / patch_frames) * (height // patch) * (width // patch)
