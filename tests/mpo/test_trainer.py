@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_pipelines import generator_config
 from training import KIND, Stop, assert_equal, losses, trained, trainer
+from transformers import Trainer
 
 from generators.adapters import load_adapter
 from generators.build import build_generator
@@ -209,6 +210,13 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tiny_
     after = trained(run)
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert not all(torch.equal(after[name], before[name]) for name in after)
+
+
+def test_an_engine_that_tells_no_gradient_norm_trains_on(tiny_pipeline, pairs, tmp_path, monkeypatch):
+    run = trainer(tiny_pipeline, pairs, tmp_path, steps=1)
+    monkeypatch.setattr(Trainer, "_get_grad_norm", lambda *args, **kwargs: None)  # as DeepSpeed's may
+    run.train()
+    assert run.state.global_step == 1 and len(losses(run)) == 1
 
 
 def test_activation_checkpointing_changes_memory_not_the_result(tiny_pipeline, pairs, tmp_path):
