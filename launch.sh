@@ -5,7 +5,7 @@
 #   ./launch.sh test [pytest args]   the tests
 #   ./launch.sh COMMAND ...          mpo COMMAND ..., such as: plan configs/quickstart.yaml
 #
-# MPO_PROCESSES=N   that many processes on this machine, through `accelerate launch`
+# MPO_PROCESSES=N   run and train-judge with that many processes on this machine, through `accelerate launch`
 # MPO_ACCELERATE=F  accelerate's settings, as in configs/accelerate/; a process for each GPU, unless MPO_PROCESSES is set
 # MPO_NODES=N       that many machines; each is started with its number MPO_NODE=0..N-1 and MPO_MAIN=HOST:PORT of the first
 # MPO_PYTHON=PATH   the Python that .venv is made with; by default the first of 3.11 or newer on the PATH
@@ -79,6 +79,10 @@ fi
 nodes=${MPO_NODES:-1}
 number MPO_PROCESSES "$processes" 1
 number MPO_NODES "$nodes" 1
+case $1 in
+    run | train-judge) ;;
+    *) exec "$python" -m mpo "$@" ;; # one process's work, whose tables would be printed several times
+esac
 if [ "$nodes" -gt 1 ]; then
     number MPO_NODE "${MPO_NODE:-}" 0
     [ "$MPO_NODE" -lt "$nodes" ] || fail "MPO_NODE=$MPO_NODE: must be less than MPO_NODES=$nodes"

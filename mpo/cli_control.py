@@ -78,7 +78,7 @@ def ablate(
     """
     if parallel < 1:
         raise ConfigError(f"--parallel {parallel}: must be at least 1")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if any(os.environ.get(name, "1") not in ("", "1") for name in ("MPO_PROCESSES", "WORLD_SIZE")):
         raise ConfigError("MPO_PROCESSES: not with ablate; --parallel N runs N arms at once")
     from mpo import ablate as runner
     from mpo.ablation import load_ablation, members

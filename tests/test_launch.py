@@ -80,6 +80,10 @@ def test_several_processes_go_through_accelerate(launch):
     assert last.startswith("-m accelerate.commands.launch --multi_gpu ")
     assert " --num_processes 2 --num_machines 1 " in last
     assert last.endswith("--module mpo run x.yaml")
+    assert " --module mpo train-judge j.yaml" in launch("train-judge", "j.yaml", MPO_PROCESSES="2")[2][-1]
+    for one in (["plan", "x.yaml"], ["show", "x"], ["ablate", "a.yaml"], ["--help"]):
+        several = {"MPO_PROCESSES": "2", "MPO_NODES": "2"}
+        assert launch(*one, **several)[2][-1] == f"-m mpo {' '.join(one)}"
     assert launch("run", "x.yaml", MPO_PROCESSES="1")[2][-1] == "-m mpo run x.yaml"
     for wrong in ("0", "two", "-1"):
         code, err, _ = launch("run", MPO_PROCESSES=wrong)
