@@ -135,12 +135,13 @@ class DiffusionDPOTrainer(ShardingTrainer):
             raise ValueError(self._not_finite("loss", pair[~finite].tolist()))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None):
-        """Before the optimiser's step (DeepSpeed's is past): a gradient that is not finite would ruin the weights."""
+        """Before the optimiser's step: a gradient that is not finite would ruin the weights.
+
+        DeepSpeed's step is past by then, and it may tell no norm.
+        """
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        told = (
-            norm is not None and not self.args.fp16
-        )  # DeepSpeed may know none; fp16's scaler skips such a step
-        if told and not torch.as_tensor(norm).isfinite():
+        checked = norm is not None and not self.args.fp16  # fp16's scaler skips such a step
+        if checked and not torch.as_tensor(norm).isfinite():
             raise ValueError(self._not_finite("gradient", self._pairs_of_step))
         return norm
 
