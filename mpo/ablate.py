@@ -89,11 +89,20 @@ def print_plan(ablation: Ablation, found: Sequence[Job], parallel: int) -> None:
     if seconds is None:
         console.print("time: unknown until the store has a run of each kind of work; one arm tells it")
     else:
-        console.print(
-            f"time: about {duration(seconds)} in one process, {duration(seconds / parallel)} in {parallel}"
-        )
+        console.print(f"time: {_time(seconds, parallel, found)}")
     for line in hints(found):
         console.print(f"hint: {line}")
+
+
+def _time(seconds: float, parallel: int, found: Sequence[Job]) -> str:
+    """How long it takes: only GPUs of their own make several processes faster, cores are shared."""
+    one = f"about {duration(seconds)} in one process"
+    if parallel == 1:
+        return one
+    on_cpu = all(job.run.config.generator.device == "cpu" for job in found)
+    if gpus := min(parallel, 0 if on_cpu else len(_devices())):
+        return f"{one}, {duration(seconds / gpus)} in {parallel} on {gpus} GPU{'s' if gpus > 1 else ''}"
+    return f"{one}, about as long in {parallel}: they share the cores"
 
 
 def hints(found: Sequence[Job]) -> list[str]:
@@ -214,8 +223,8 @@ def _finish(worker: _Worker, failed: dict[str, str], waiting: Sequence[_Step], w
 
 def _devices() -> list[str]:
     """The GPUs that processes are spread over, as CUDA_VISIBLE_DEVICES names them."""
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        return visible.split(",")
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name]
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True).stdout

@@ -11,7 +11,7 @@ from rich.markdown import Markdown
 
 from mpo.ablate import Job
 from mpo.ablation import Ablation
-from mpo.ablation_results import Results, results, write_results
+from mpo.ablation_results import Results, base_run, results, write_results
 from mpo.ablation_roles import roles_kept
 from mpo.ablation_tables import Table, latex, markdown, tables
 from mpo.compare import compare_page
@@ -22,11 +22,16 @@ console = Console(soft_wrap=True)
 
 
 def show_results(ablation: Ablation, jobs: Sequence[Job], pareto: Sequence[tuple[str, str]] = ()) -> None:
-    """Print the tables of the complete runs among `jobs`, and write everything into the ablation's folder.
+    """Print the tables of the complete runs among `jobs`, and write everything into the ablation's folder;
+    one line and nothing else while the base arm has no complete run.
 
     `pareto`: two (reward, score); by default the first two dimensions of the last reward. Raises ValueError
     for a score that there is not.
     """
+    if base_run(ablation, jobs) is None:
+        base = ablation.arms()[0].name
+        print(f"no tables yet: the base arm {base} has no complete run; whatever ends after it writes them")
+        return
     found = results(ablation, jobs)
     axes = _pareto_scores(found, pareto)
     folder = Path(ablation.folder)
@@ -61,8 +66,7 @@ def _page(
     Raises ValueError for runs that cannot be compared.
     """
     done = [job for job in jobs if job.run.artifacts.evaluation.done]
-    base = ablation.arms()[0]
-    seed = next(job.member.seed for job in done if job.member.arm == base)
+    seed = base_run(ablation, jobs).member.seed
     runs = {job.member.arm.name: job.run for job in done if job.member.seed == seed}
     ordered = [runs[arm.name] for arm in ablation.arms() if arm.name in runs]
     path = Path(ablation.folder) / "ablation.html"

@@ -73,11 +73,18 @@ class Results:
         return list(dict.fromkeys(one.key for one in self.found))
 
 
+def base_run(ablation: Ablation, jobs: Sequence[Job]) -> Job | None:
+    """The first complete run of the base arm, which others can be compared with; None where there is none."""
+    base = ablation.arms()[0]
+    done = (job for job in jobs if job.run.artifacts.evaluation.done)
+    return next((job for job in done if job.member.arm == base), None)
+
+
 def results(ablation: Ablation, jobs: Sequence[Job]) -> Results:
     """What the complete runs among `jobs` say. Raises ValueError where the base arm has no complete run."""
     done = [job for job in jobs if job.run.artifacts.evaluation.done]
     base = ablation.arms()[0]
-    if not any(job.member.arm == base for job in done):
+    if base_run(ablation, jobs) is None:
         raise ValueError(f"{ablation.name}: the base arm {base.name} has no complete run yet to compare with")
     rows = [row for job in done for row in _rows(job)]
     by_run = {(job.member.arm.name, job.member.seed): changes(job) for job in done}

@@ -99,7 +99,12 @@ def ablate(
     failed = runner.run_all(jobs, parallel)
     from mpo.ablation_pages import show_results
 
-    show_results(found, runner.jobs(every), names)
+    try:
+        show_results(found, runner.jobs(every), names)
+    except ValueError as error:
+        if not failed:
+            raise
+        print(f"no tables: {error}")  # a run that failed is what the command ends with
     if failed:
         first = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(jobs)} runs failed, as {first[0]}: {first[1]}")

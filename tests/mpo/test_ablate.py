@@ -1,9 +1,11 @@
 """`mpo ablate` on tiny random models: what is shared, killed, failed, and what comes out."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing.connection import wait
 
 import pytest
 import yaml
@@ -100,6 +102,100 @@ def test_killed_and_started_again_it_makes_what_is_missing_once_and_compares(abl
         assert (folder / name).stat().st_size > 0
     code, out = mpo(path, "--plan")
     assert code == 0 and "3 runs of 3 arms, 2 complete; base arm: 0.1" in out
+
+
+def command(path, words, told):
+    """`mpo ablate` as a process of its own, which tells its workers' ids."""
+    begin = ablate._start
+
+    def start(*given):
+        worker = begin(*given)
+        told.send(worker.process.pid)
+        return worker
+
+    ablate._start = start
+    sys.argv = ["mpo", "ablate", str(path), *words]
+    cli.main()
+
+
+def test_a_killed_shard_takes_its_workers_along_goes_on_and_the_last_shard_writes_the_tables(ablation, mpo):
+    path = ablation("shards", seeds=[0], overrides={"store": str(ablation().parent / "of-shards")})
+    base, other = jobs(members(load_ablation(path)))
+    shared, context = other.run.artifacts, multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=command, args=(path, ["--shard", "2/2"], theirs))
+    process.start()
+    worker = os.pidfd_open(ours.recv())
+    while not shared.candidates.folder.is_dir() and not wait([worker], 0.02):
+        assert process.is_alive()
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and wait([worker], 60)
+    os.close(worker)
+    assert shared.candidates.folder.is_dir() and not shared.base_scores.done  # it ended in the midst of it
+    code, out = mpo(path, "--shard", "2/2")
+    assert code == 0 and "no tables yet: the base arm 0.1 has no complete run" in out
+    assert not other.todo() and base.todo() and not (path.with_suffix("") / "table.md").exists()
+    code, out = mpo(path, "--shard", "1/2")
+    assert code == 0 and "no tables" not in out
+    rows = read_table(path.with_suffix("") / "ablation.parquet")
+    assert {row["arm"] for row in rows} == {"0.1", "0.2"}
+
+
+def test_failures_are_told_whether_there_are_tables_or_not(ablation, mpo, monkeypatch):
+    path = ablation("fails", folder="runs/none", seeds=[7])
+    monkeypatch.setattr(ablate, "run_all", lambda found, parallel: {"0.1-seed7": "it burnt down"})
+    code, out = mpo(path)
+    assert code == 2 and "no tables yet: the base arm 0.1 has no complete run" in out
+    assert out.endswith("mpo: 1 of 2 runs failed, as 0.1-seed7: it burnt down\n")
+
+
+def test_the_plan_counts_what_is_shared_and_estimates_by_the_times_of_the_store(ablation, mpo, monkeypatch):
+    place = ablation().parent / "timed"
+    path = ablation("timed", overrides={"store": str(place), "generator.device": "auto"})
+    found = jobs(members(load_ablation(path)))
+    config = found[0].run.config
+    of = f"stable_diffusion {config.generator.path} ownxownxown"
+    # 3 s for a denoising step of a sample, 1 s for a sample's score, 5 s for a pair in a training step
+    times = [(f"sample {of}", 10, 30), (f"score {config.reward.judge}", 4, 4), (f"train {of} lora", 8, 40)]
+    times += [(name, 1.0, 7.0) for name in ("pairs", "evaluation", "report")]
+    lines = [json.dumps(dict(zip(("kind", "size", "seconds"), row, strict=True))) + "\n" for row in times]
+    place.mkdir()
+    (place / "timings.jsonl").write_text("".join(lines[:-1]))
+    assert "time: unknown until the store has a run of each kind of work" in mpo(path, "--plan")[1]
+    (place / "timings.jsonl").write_text("".join(lines))
+    monkeypatch.setattr(ablate, "_devices", lambda: [])
+    code, out = mpo(path, "--plan", "--parallel", "2")
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if "│" in line]
+    assert code == 0 and {name: cells for name, *cells in rows} == {
+        # of four runs the two of a seed share these: 2 seeds x 5 prompts x 4 candidates x 2 steps x 3 s, ...
+        "candidates": ["4", "2", "0", "2", "4 min"],
+        "scores": ["4", "2", "0", "2", "40 s"],
+        "base": ["4", "2", "0", "2", "36 s"],  # 2 x 3 prompts x 2 steps x 3 s
+        "base scores": ["4", "2", "0", "2", "6 s"],
+        # and each has its own: 4 runs x 2 steps x 4 pairs x 5 s, ...
+        "pairs": ["4", "4", "0", "4", "28 s"],
+        "training": ["4", "4", "0", "4", "3 min"],
+        "tuned": ["4", "4", "0", "4", "72 s"],
+        "tuned scores": ["4", "4", "0", "4", "12 s"],
+        "evaluation": ["4", "4", "0", "4", "28 s"],
+        "report": ["4", "4", "0", "4", "28 s"],
+    }  # 650 s in all
+    assert "time: about 11 min in one process, about as long in 2: they share the cores" in out
+    done = found[0].run.artifacts.candidates
+    done.folder.mkdir(parents=True)
+    done.finish({})
+    code, out = mpo(path, "--plan")
+    (row,) = (line.split() for line in out.splitlines() if "candidates" in line)
+    assert row[3:13:2] == ["4", "2", "1", "1", "2"]  # and "min"
+    assert "time: about 9 min in one process\n" in out  # 530 s
+    monkeypatch.setattr(ablate, "_devices", lambda: ["0", "1"])
+    for parallel in (2, 8):  # processes that share a GPU share its speed
+        told = ablate._time(530.0, parallel, found)
+        assert told == f"about 9 min in one process, 4 min in {parallel} on 2 GPUs"
+    path = ablation("timed", overrides={"store": str(place), "generator.device": "cpu"})
+    told = ablate._time(530.0, 2, jobs(members(load_ablation(path))))
+    assert told == "about 9 min in one process, about as long in 2: they share the cores"
 
 
 def test_what_is_being_made_is_not_started_twice(ablation):
