@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mpo.config import ConfigError, load
+from mpo.config import PAPER_SHARE, ConfigError, load
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's.")
@@ -24,9 +24,13 @@ def register(app: typer.Typer) -> None:
 def pairs(
     config: Annotated[Path, typer.Argument(help="YAML file of the run; its candidates must be scored.")],
     overrides: Overrides = None,
-    margins: Annotated[str, typer.Option(help="Such as 0.1,0.2; default: 1/4 to 4 times the run's.")] = "",
+    margins: Annotated[
+        str, typer.Option(help="Such as 0.1,0.2; default: half the run's, doubled again and again.")
+    ] = "",
     counts: Annotated[str, typer.Option(help="Candidates a prompt, such as 2,4; default: powers of 2.")] = "",
-    share: Annotated[float, typer.Option(help="Share of all pairs to look for; the paper's is 0.43.")] = 0.43,
+    share: Annotated[
+        float, typer.Option(help="Share of all pairs to look for; by default the paper's.")
+    ] = PAPER_SHARE,
     to: Annotated[Path | None, typer.Option(help="Folder of the files; default: yield/ of the run.")] = None,
 ) -> None:
     """What pairs CONFIG would train on, and what other choices would give, from what is scored.

@@ -22,6 +22,7 @@ STAGES = ("generate", "score", "pair", "train", "evaluate", "report")
 GRANULARITIES = ("total", "dimension", "subdimension", "question")
 FAMILIES = ("stable_diffusion", "stable_diffusion_xl", "stable_diffusion_3", "flux", "cogvideox", "wan")
 RULES = ("dominance", "total", "majority", "normalised", "pareto", "random")
+PAPER_SHARE = 0.43  # of all pairs, kept with 8 candidates a prompt (VisionReward, arXiv 2412.21059, SDXL)
 LOSSES = ("sigmoid", "ipo", "hinge", "poly", "mapo")
 DISPLACEMENT = ("warn", "stop", "lower_rate", "safeguard")  # what to do about it
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor")

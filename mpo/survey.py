@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 
 from mpo.artifacts import Run
-from mpo.config import GRANULARITIES, RULES, RunConfig
+from mpo.config import GRANULARITIES, PAPER_SHARE, RULES, RunConfig
 from mpo.objectives import at_granularity, general_slack
 from mpo.plots import save_figure, yield_figure
 from mpo.scores import Levels, first_candidates, read_scores
@@ -116,7 +116,7 @@ def print_survey(found: Survey) -> None:
     size = report.candidates * (report.candidates - 1) / 2
     console.print(
         f"{found.wanted:.0%} of all pairs would be {found.wanted * size:.1f} a prompt of {size:.0f}; "
-        "the paper kept 43 % with 8 candidates. Here"
+        f"the paper kept {100 * PAPER_SHARE:.0f} % with 8 candidates. Here"
     )
     for one in found.reaches:
         console.print(f"  {one.granularity}: {_reach_line(one, found.config.pairs.margin)}")

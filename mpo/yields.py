@@ -14,7 +14,6 @@ from mpo.draws import draws
 from mpo.objectives import ROUNDING, Objectives
 from mpo.rules import preferred_pairs
 
-PAPER_SHARE = 0.43  # of all pairs, kept with 8 candidates a prompt (VisionReward, arXiv 2412.21059, SDXL)
 MARGINS = (0.25, 0.5, 1.0, 2.0, 4.0)  # what a yield report looks at if not told otherwise, times pairs.margin
 
 
