@@ -62,18 +62,26 @@ def objectives(
     settings = settings_by_name(names, dims)
     kept = [k for k, setting in enumerate(settings) if setting.role != "ignore"]
     settings = [settings[k] for k in kept]
-    weights = torch.tensor(
-        [setting.weight if setting.role == "improve" else 0.0 for setting in settings], dtype=torch.float64
-    )
-    if not weights.any():
-        raise ValueError(
-            f"objectives.dims: leaves nothing to improve; of {', '.join(names)} "
-            "one must have that role and a weight above 0"
-        )
+    weights = torch.tensor(weights_in_total(names, dims), dtype=torch.float64)[kept]
     values = scores[..., kept].double()
     values = values.masked_fill(values.isnan().any(-1, keepdim=True), torch.nan)
     least = values.new_tensor([_least_difference(setting, tolerance) for setting in settings])
     return Objectives(tuple(names[k] for k in kept), values, weighted_sum(values, weights), least, weights)
+
+
+def weights_in_total(names: Sequence[str], dims: Mapping[str, ObjectiveConfig]) -> list[float]:
+    """The weight of each of `names` in the total, 0 for what is held or ignored.
+
+    Raises ValueError where all are 0, and as `settings_by_name` does.
+    """
+    settings = settings_by_name(names, dims)
+    weights = [setting.weight if setting.role == "improve" else 0.0 for setting in settings]
+    if not any(weights):
+        raise ValueError(
+            f"objectives.dims: leaves nothing to improve; of {', '.join(names)} "
+            "one must have that role and a weight above 0"
+        )
+    return weights
 
 
 def weighted_sum(values: Tensor, weights: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from mpo.artifacts import Round, Run, kept_weights, weights
 from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
 from mpo.models import Models
-from mpo.objectives import at_granularity, parts
+from mpo.objectives import at_granularity, parts, weights_in_total
 from mpo.out_of_memory import encoding, sampling, scoring, told_where
 from mpo.pairs import choose_pairs, given_pairs
 from mpo.processes import join, make, share
@@ -146,7 +146,8 @@ def check(run: Run) -> None:
     check_integrations(run.config.train.report_to)
     reward, objectives = run.config.reward, run.config.objectives
     checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
-    parts(paths(checklist), objectives.granularity, objectives.dims)
+    for granularity in (objectives.granularity, *GRANULARITIES):  # the yield is told at all of them
+        weights_in_total(list(parts(paths(checklist), granularity, objectives.dims)), objectives.dims)
     generator, train = run.config.generator, run.config.train
     check_training(train, cpu=device_name(generator.device) == "cpu")
     if train.mode == "lora" and train.lora.targets:

@@ -59,6 +59,8 @@ def edited(path, target, **changes):
         ("reward.checklist={tmp}/gate.yaml", "'nobody'"),
         ("reward.checklist={tmp}/weight.yaml", "weight -1.0 of 'q1' must be 0 or more"),
         ("objectives.dims.d7.role=hold", "objectives.dims.d7: there is no such objective; the nearest is d"),
+        ("objectives.dims.*.role=hold", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),
+        ("objectives.dims.d*.weight=0", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line_before_anything_is_written(
