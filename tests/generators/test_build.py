@@ -93,8 +93,9 @@ def test_a_cogvideox_1_5_is_refused(tiny_pipeline, tmp_path):
         ("cogvideox", {"frames": 8}, "needs a multiple of 4 plus 1; the nearest is 9"),
         ("wan", {"frames": 4}, "needs a multiple of 4 plus 1; the nearest is 5"),
         ("wan", {"width": 33}, "the nearest is 32"),
-        ("stable_diffusion_3", {"height": 10**6}, ", at most"),
-        ("flux", {"width": 17}, "the nearest is"),
+        ("stable_diffusion_3", {"height": 10**6}, "a multiple of 4, at most 32; the nearest is 32"),
+        ("stable_diffusion_3", {"width": 19}, "the nearest is 20"),
+        ("flux", {"width": 17}, "a multiple of 4; the nearest is 16"),
         ("stable_diffusion_xl", {"frames": 9}, "makes single pictures"),
     ],
 )
@@ -121,3 +122,12 @@ def test_settings_that_the_family_cannot_do(tiny_pipeline, changes, told):
     with pytest.raises(ValueError) as error:
         build_generator(generator_config("stable_diffusion", tiny_pipeline("stable_diffusion"), **changes))
     assert told in one_line(error)
+
+
+@pytest.mark.parametrize("kind", ["stable_diffusion", "cogvideox", "wan"])
+@pytest.mark.parametrize("option", ["vae_tiling", "vae_slicing"])
+def test_the_options_of_the_vae_reach_it(tiny_pipeline, kind, option):
+    settings = generator_config(kind, tiny_pipeline(kind))
+    settings.options = settings.options | {option: True}
+    vae = build_generator(settings).pipe.vae
+    assert (vae.use_tiling, vae.use_slicing) == (option == "vae_tiling", option == "vae_slicing")

@@ -58,6 +58,7 @@ def edited(path, target, **changes):
         ("reward.checklist={tmp}/none.yaml", "reward.checklist = {tmp}/none.yaml: no such file or folder"),
         ("reward.checklist={tmp}/gate.yaml", "'nobody'"),
         ("reward.checklist={tmp}/weight.yaml", "weight -1.0 of 'q1' must be 0 or more"),
+        ("train.lora.targets=[to_q,to_qq]", "to_qq matches no module of UNet2DConditionModel"),
         ("objectives.dims.d7.role=hold", "objectives.dims.d7: there is no such objective; the nearest is d"),
         ("objectives.dims.*.role=hold", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),
         ("objectives.dims.d*.weight=0", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),

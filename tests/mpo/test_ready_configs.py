@@ -41,6 +41,11 @@ RECIPES = {
     "cogvideox_2b": (4, 32, 500, 5e-6, 500),
     "cogvideox_5b": (4, 64, 500, 2e-6, 300),
 }
+SCHEDULES = {
+    "sdxl": ("constant_with_warmup", 100),
+    "cogvideox_2b": ("linear", 100),
+    "cogvideox_5b": ("constant_with_warmup", 0),
+}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -51,6 +56,13 @@ def test_the_papers_recipes(name):
     assert found == pytest.approx(RECIPES[name])
     if name.startswith("cogvideox"):
         assert config.pairs.margin == pytest.approx(0.6 / 29, abs=5e-5)
+    assert (train.mode, train.lr_scheduler, train.warmup_steps) == ("full", *SCHEDULES[name])
+
+
+def test_the_2b_recipe_takes_the_best_of_a_checkpoint_every_40_steps():
+    config = load(CONFIGS / "cogvideox_2b.yaml")
+    assert config.train.save_steps == config.validate.every == 40
+    assert config.validate.prompts >= 32 and config.prompts.validation
 
 
 def test_beta_per_element_is_what_the_configs_say():
