@@ -217,6 +217,7 @@ def test_the_page_states_what_the_evaluation_says(run, html):
     for row in content["judge"]["dimensions"].values():
         assert f"{row['delta']:+.3f}".replace("-", "\N{MINUS SIGN}")[:5] in text
     assert "1 (the picture is corrupt)" in text
+    assert "A slider over checkpoints needs validate.every" in text  # this run has validated none
 
 
 def test_a_curve_without_a_finite_value_is_left_out(run):
