@@ -67,6 +67,7 @@ class Generator(Protocol):
     family: str
     modality: str  # "image" or "video"
     frame_rate: float  # of its clips, frames a second
+    frame_count: int  # of a sample; 1 for a picture
     model: nn.Module  # the denoiser, the only part that is trained
     schedule: Schedule
     lora_targets: list[str]

@@ -243,6 +243,11 @@ class PipelineGenerator:
         chosen = {"height": self.config.height, "width": self.config.width, "num_frames": self.config.frames}
         return {name: chosen[name] or default for name, default in self.default_size.items()}
 
+    @property
+    def frame_count(self) -> int:
+        """Frames of a sample; 1 for a picture."""
+        return self._size().get("num_frames", 1)
+
     def _sequence_length(self) -> int:
         """Image tokens of a picture, on which some schedules depend."""
         size = self._size()

@@ -95,7 +95,7 @@ class RewardConfig:
     dtype: str = one_of("float32", *DTYPES)
     device: str = one_of("auto", *DEVICES)
     batch_size: int = number(16, least=1)  # media encoded at once
-    frames: str = "per_second"  # frames of a clip: per_second (the release's rule) | uniform:n
+    frames: str = "per_second"  # frames of a clip: per_second (the release's rule) | uniform:n | first:n
     policy: str = one_of("release", "release", "strict")  # how a folder of the release's files is read
     questions: str = one_of("select", "select", "full")  # which of its question lists
     features: dict[str, dict[str, Any]] = field(

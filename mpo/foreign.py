@@ -24,7 +24,6 @@ from rewards.media import load_media
 from rewards.preferences import LABELLED, PICK_A_PIC, WINNER_LOSER, Layout, layout_of
 
 _KNOWN = (WINNER_LOSER, PICK_A_PIC)
-_EVERY_FRAME = "uniform:100000"
 _TABLE = {"prompt_id": "int64", "prompt": "string", "candidate": "int64", "seed": "int64", "media": "string"}
 _SKIPPED = {"row": "int64", "reason": "string"}
 
@@ -34,6 +33,7 @@ class Encoder(Protocol):
 
     family: str
     modality: str
+    frame_count: int  # of a sample; 1 for a picture
 
     def encode(self, media: list[Any]) -> torch.Tensor: ...
 
@@ -212,7 +212,7 @@ def _keep(artifact: Artifact, stem: str, medium: Path | bytes, modality: str) ->
 
 
 def _encode(path: Path, generator: Encoder) -> torch.Tensor:
-    media = load_media(path, _EVERY_FRAME)
+    media = load_media(path, f"first:{generator.frame_count}")
     if media.kind != generator.modality:
         raise BadRow(f"{path.name}: {media.kind}, but {generator.family} makes {generator.modality}s")
     return generator.encode([media.image if media.kind == "image" else media.frames])[0]

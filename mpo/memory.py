@@ -12,7 +12,10 @@ import math
 import os
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from mpo.config import RunConfig
 
@@ -32,6 +35,16 @@ _LAYER = 40  # numbers that autograd keeps of a transformer's layer, a token and
 _RESIDUAL = 10  # ... of a UNet's residual block, a place and channel
 _KEPT = 1.2  # ... of a layer that is recomputed
 _KEPT_UNET = 3.2
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """What of training is shared out among processes: gradients and optimiser, and by FSDP the weights too,
+    frozen ones among them."""
+
+    name: str
+    processes: int
+    weights: bool
 
 
 @dataclass(frozen=True)
@@ -58,12 +71,17 @@ def trained_parameters(config: RunConfig, generator: ModelSize) -> int:
     return sum(generator.parameters.get(name, 0) for name in DENOISERS)
 
 
-def training(config: RunConfig, generator: ModelSize, rows: int | None = None) -> Training:
-    """The need of training on `rows` rows at once: winners and losers of a micro-batch, if not given."""
-    train = config.train
-    trained = trained_parameters(config, generator) * (
-        8 + MOMENTS[train.optimizer]
-    )  # float32 weight, gradient
+def training(
+    config: RunConfig, generator: ModelSize, rows: int | None = None, shards: Sharding | None = None
+) -> Training:
+    """The need of training on `rows` rows at once: winners and losers of a micro-batch, if not given.
+
+    Not counted: the block that FSDP gathers whole while it works, and buffers of communication.
+    """
+    train, processes = config.train, shards.processes if shards else 1
+    of_weights = processes if shards and shards.weights else 1
+    held = 4 / of_weights + (4 + MOMENTS[train.optimizer]) / processes  # float32 weight; gradient, moments
+    trained = trained_parameters(config, generator) * held
     if train.mode == "lora":
         frozen = generator.bytes(config.generator.dtype, *DENOISERS)
     else:  # a full fine-tune is in float32, and so is its reference
@@ -71,7 +89,7 @@ def training(config: RunConfig, generator: ModelSize, rows: int | None = None) -
     halved = train.precision != "no" or (train.mode == "lora" and config.generator.dtype != "float32")
     rows = 2 * train.micro_batch_size if rows is None else rows
     each = generator.activations[train.gradient_checkpointing] if generator.activations else None
-    return Training(frozen, trained, each and each * rows * (2 if halved else 4))
+    return Training(frozen / of_weights, trained, each and each * rows * (2 if halved else 4))
 
 
 # ---- architectures ----
@@ -144,7 +162,20 @@ def latent_size(
     return ((chosen.frames or denoiser["sample_frames"]) - 1) // 4 + 1, height, width
 
 
-# ---- the device ----
+# ---- the processes and their device ----
+
+
+def sharding() -> Sharding | None:
+    """How training will be sharded when launch.sh is given the same environment; None where it is not."""
+    file = os.environ.get("MPO_ACCELERATE")
+    if not file:
+        return None
+    processes = int(os.environ.get("MPO_PROCESSES") or len(_gpus()) or 1)
+    processes *= int(os.environ.get("MPO_NODES") or 1)
+    kind = yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("distributed_type")
+    if processes == 1 or kind not in ("FSDP", "DEEPSPEED"):
+        return None
+    return Sharding("FSDP2" if kind == "FSDP" else "ZeRO-2", processes, weights=kind == "FSDP")
 
 
 def device_memory(config: RunConfig) -> tuple[str, float] | None:
@@ -183,12 +214,14 @@ def _gpus() -> list[tuple[str, float]]:
 
 def memory_lines(config: RunConfig, generator: ModelSize | None, judge: ModelSize | None) -> list[str]:
     """What each process holds, a line for each phase, and a warning for one that does not fit."""
-    lines, needs = [], []
+    lines, needs, shards = [], [], sharding()
     if generator and generator.parameters:
-        need = training(config, generator)
+        need = training(config, generator, shards=shards)
         needs = [("sample", generator.bytes(config.generator.dtype)), ("train", need.total)]
         lines.append(f"{size_of(needs[0][1])} of weights to sample ({config.generator.path})")
-        lines.append(f"about {size_of(need.total)} a process to train: {_parts(config, generator, need)}")
+        lines.append(
+            f"about {size_of(need.total)} a process to train: {_parts(config, generator, need, shards)}"
+        )
     if judge and judge.parameters:
         needs.append(("score", judge.bytes(config.reward.dtype)))
         lines.append(f"{size_of(needs[-1][1])} of weights to score ({config.reward.judge})")
@@ -202,11 +235,13 @@ def memory_lines(config: RunConfig, generator: ModelSize | None, judge: ModelSiz
     lines.append(f"{size_of(there)} in {name}")
     for phase, wanted in needs:
         if wanted > there:
-            lines.append(f"WARNING: will not fit to {phase}: {_advice(config, generator, phase, there)}")
+            lines.append(
+                f"WARNING: will not fit to {phase}: {_advice(config, generator, phase, there, shards)}"
+            )
     return lines
 
 
-def _parts(config: RunConfig, generator: ModelSize, need: Training) -> str:
+def _parts(config: RunConfig, generator: ModelSize, need: Training, shards: Sharding | None) -> str:
     train, count = config.train, trained_parameters(config, generator)
     frozen = "frozen weights" if train.mode == "lora" else "the reference"
     parts = [f"{size_of(need.frozen)} of {frozen}"] if need.frozen else []
@@ -215,10 +250,15 @@ def _parts(config: RunConfig, generator: ModelSize, need: Training) -> str:
     known = need.activations is not None
     told = f"about {size_of(need.activations)} of" if known else "unknown"
     checkpointed = ", checkpointed" if train.gradient_checkpointing else ""
-    return ", ".join([*parts, f"{told} activations of {rows} rows{checkpointed}"])
+    parts.append(f"{told} activations of {rows} rows{checkpointed}")
+    if shards:
+        parts.append(f"sharded by {shards.name} over {shards.processes} processes")
+    return ", ".join(parts)
 
 
-def _advice(config: RunConfig, generator: ModelSize | None, phase: str, there: float) -> str:
+def _advice(
+    config: RunConfig, generator: ModelSize | None, phase: str, there: float, shards: Sharding | None
+) -> str:
     """What to change, from what costs least to what costs most."""
     if phase == "sample":
         return (
@@ -227,7 +267,7 @@ def _advice(config: RunConfig, generator: ModelSize | None, phase: str, there: f
     if phase == "score":
         return "set reward.dtype=bfloat16" if config.reward.dtype == "float32" else "take a smaller judge"
     train = config.train
-    one = training(config, generator, rows=2)
+    one = training(config, generator, rows=2, shards=shards)
     if one.total <= there and one.activations:
         rows = (there - one.frozen - one.trained) / (one.activations / 2)
         return f"set train.micro_batch_size={2 ** int(math.log2(rows / 2))}"
@@ -236,9 +276,10 @@ def _advice(config: RunConfig, generator: ModelSize | None, phase: str, there: f
     changes += ["train.optimizer=adamw_8bit"] if MOMENTS[train.optimizer] > 2 else []
     changes += ["train.mode=lora"] if train.mode == "full" else []
     changes += ["train.micro_batch_size=1"] if train.micro_batch_size > 1 else []
-    return (
-        f"set {', '.join(changes)}" if changes else "take a smaller model or size, or shard it over more GPUs"
-    )
+    if not changes:
+        return "take a smaller model or size, or shard it over more GPUs"
+    spread = "" if shards else ", or shard it over GPUs with MPO_ACCELERATE=configs/accelerate/fsdp2.yaml"
+    return f"set {', '.join(changes)}{spread}"
 
 
 def size_of(count: float) -> str:

@@ -70,9 +70,9 @@ def load_judge(
     """A judge from a folder or hub id: any image-text-to-text model of transformers, or CogVLM2 in the
     house.
     """
-    from rewards.media import uniform_count
+    from rewards.media import read_rule
 
-    uniform_count(frames)  # a rule that is none is told before anything is loaded
+    read_rule(frames)  # a rule that is none is told before anything is loaded
     kind = kind or detect_kind(path)
     options = {
         "template": template,

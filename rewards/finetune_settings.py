@@ -43,7 +43,7 @@ class JudgeTraining:
     validation_share: float = number(0.1, above=0, below=1)
     allow_missing: float = number(0.05, least=0)  # share of items that may be missing on disk
     template: str | None = None  # prompt with {question}; None: the judge's own
-    frames: str = "per_second"  # of clips: per_second | uniform:n
+    frames: str = "per_second"  # of clips: per_second | uniform:n | first:n
     dtype: str = "float32"  # of the weights in training
     save_dtype: str | None = None  # of the weights in `out`; None: dtype
     device: str = "auto"  # auto | cpu | cuda

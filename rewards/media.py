@@ -57,8 +57,8 @@ def load_media(
     """An image or a clip from a path, a table's row, a PIL image, or a uint8 array [T, H, W, 3].
 
     frames: which frames of a clip to take. `per_second`, the rule of VisionReward: for every second s of
-    `range(round(last timestamp) + 1)` the frame nearest to s, at most 24; or `uniform:n`, n frames evenly
-    spaced.
+    `range(round(last timestamp) + 1)` the frame nearest to s, at most 24; `uniform:n`, n frames evenly
+    spaced; or `first:n`, the first n frames, after which a file is not read on.
     fps: frame rate of an array; without it, an array's frames are taken to be sampled already.
     ValueError with one line for anything that cannot be read.
     """
@@ -85,22 +85,26 @@ def load_media(
 
 def sample_indices(timestamps: Sequence[float], frames: str) -> list[int]:
     """Indices of the frames that a rule takes from a clip whose frames start at `timestamps` (seconds)."""
-    count = uniform_count(frames)
-    if count is not None:
+    rule, count = read_rule(frames)
+    if rule == "first":
+        return list(range(min(count, len(timestamps))))
+    if rule == "uniform":
         return sorted({int((step + 0.5) * len(timestamps) / count) for step in range(count)})
     starts = np.asarray(timestamps, dtype=np.float64)
     seconds = range(min(round(float(starts[-1])) + 1, MAX_SECONDS))
     return [int(np.abs(starts - second).argmin()) for second in seconds]
 
 
-def uniform_count(frames: str) -> int | None:
-    """n of `uniform:n`, None for `per_second`; ValueError for any other rule."""
+def read_rule(frames: str) -> tuple[str, int | None]:
+    """The rule's name and its n, None for `per_second`; ValueError for a rule that is none."""
     if frames == PER_SECOND:
-        return None
-    match = re.fullmatch(r"uniform:([1-9]\d*)", frames)
+        return PER_SECOND, None
+    match = re.fullmatch(r"(uniform|first):([1-9]\d*)", frames)
     if match is None:
-        raise ValueError(f"frames: {frames!r} is unknown; allowed: {PER_SECOND}, uniform:n with n > 0")
-    return int(match[1])
+        raise ValueError(
+            f"frames: {frames!r} is unknown; allowed: {PER_SECOND}, uniform:n, first:n with n > 0"
+        )
+    return match[1], int(match[2])
 
 
 def _read_image(file: Path | io.BytesIO, name: str) -> Media | None:
@@ -152,7 +156,7 @@ def _array_media(array: np.ndarray, frames: str, fps: float | None) -> Media:
         return _video_media(
             array, timestamps, sample_indices(timestamps, frames), "clip", len(array) / fps, frames
         )
-    if uniform_count(frames) is not None:
+    if read_rule(frames)[0] != PER_SECOND:
         array = array[sample_indices(range(len(array)), frames)]
     elif len(array) > MAX_SECONDS:
         raise ValueError(
@@ -164,7 +168,7 @@ def _array_media(array: np.ndarray, frames: str, fps: float | None) -> Media:
 
 def _read_video(path: Path, frames: str) -> Media:
     decord = _decord()
-    uniform_count(frames)
+    read_rule(frames)
     with path.open("rb") as file:
         if b"\0" not in file.read(4096):  # every video format has zeros there; decord would write to stderr
             raise ValueError(f"{path}: neither an image nor a video that can be read (it looks like text)")

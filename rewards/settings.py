@@ -27,7 +27,7 @@ class RewardSettings:
     template: prompt with `{question}`; None: the judge's own.
     dtype: float32 | bfloat16 | float16. device: auto | cpu | cuda.
     batch_size: media encoded at once, at most; halved while memory does not suffice.
-    frames: frames of a clip, `per_second` (the release's rule) or `uniform:n`.
+    frames: frames of a clip, `per_second` (the release's rule), `uniform:n` or `first:n`.
     features: feature id -> kind (vqascore | clip | judge) and the keywords of its `load`, such as `path`.
     min_mass: least probability of yes and no together.
     cache: folder of the score cache; None: nothing is kept.

@@ -28,7 +28,7 @@ from rewards.judges.layouts import Layouts
 from rewards.judges.loading import load_processor, load_weights, one_line
 from rewards.judges.packing import Packed, PrefixCache, split_packs
 from rewards.judges.yes_no import EXACT, read_yes_no, spellings, to_answers, weights_digest
-from rewards.media import PER_SECOND, Media, uniform_count
+from rewards.media import PER_SECOND, Media, read_rule
 
 _PROBES = ("A", "7", "?")  # stand-ins for questions: where prompts with these part, the question begins
 
@@ -68,7 +68,7 @@ class TransformersJudge(Asking):
         frames: str = PER_SECOND,
         batch_size: int = 16,
     ):
-        uniform_count(frames)
+        read_rule(frames)
         template = template or "{question}"
         if "{question}" not in template:
             raise ValueError(f"{name}: template {template!r} has no {{question}}")

@@ -49,6 +49,14 @@ def mpo(monkeypatch, capsys):
     return run
 
 
+def test_several_processes_are_refused(mpo, monkeypatch, tmp_path):
+    monkeypatch.setenv("MPO_PROCESSES", "2")
+    assert mpo(tmp_path / "a.yaml") == (
+        2,
+        "mpo: MPO_PROCESSES: not with ablate; --parallel N runs N arms at once\n",
+    )
+
+
 def kill_first(monkeypatch, moment):
     """Let the first process that `mpo ablate` starts be killed when `moment` is there."""
     begin, begun = ablate._start, []

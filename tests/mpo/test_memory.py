@@ -52,6 +52,31 @@ def test_what_lora_and_a_full_fine_tune_hold():
     assert memory.training(config(gradient_checkpointing=True), SIZE, rows=1).activations == 120
 
 
+def test_what_sharding_leaves_to_a_process(monkeypatch):
+    """CogVideoX-5B, 5.57 G parameters, trained whole with AdamW: 4 bytes each of weight, reference, gradient,
+    and 8 of moments."""
+    size = ModelSize({"transformer": 5_570_283_072}, 0, None, 0)
+    monkeypatch.setattr(memory, "_gpus", lambda: [("big", 80e9)] * 4)
+
+    def need(settings, **environment):
+        for name in ("MPO_ACCELERATE", "MPO_PROCESSES", "MPO_NODES"):
+            monkeypatch.delenv(name, raising=False)
+        environment |= {"MPO_ACCELERATE": f"configs/accelerate/{settings}.yaml"} if settings else {}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        asked = config(mode="full", gradient_checkpointing=True, precision="bf16")
+        train = next(line for line in memory.memory_lines(asked, size, None) if "to train" in line)
+        return memory.training(asked, size, shards=memory.sharding()).total / 5_570_283_072, train
+
+    whole, line = need(None)
+    assert whole == 20 and "about 111 GB a process" in line and "sharded" not in line
+    assert need("ddp", MPO_PROCESSES="8") == (whole, line) == need("fsdp2", MPO_PROCESSES="1")
+    sharded, line = need("fsdp2", MPO_NODES="2")  # a process for each of 4 GPUs
+    assert sharded == 20 / 8 and line.endswith("sharded by FSDP2 over 8 processes")
+    partly, line = need("zero2", MPO_PROCESSES="8")
+    assert partly == 4 + 4 + 12 / 8 and "about 52.9 GB" in line and "ZeRO-2 over 8 processes" in line
+
+
 def test_a_need_that_does_not_fit_is_a_warning_with_what_to_change(monkeypatch):
     def told(there, **train):
         monkeypatch.setattr(memory, "device_memory", lambda config: ("a small GPU", there))

@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import decord
 import numpy as np
 import pytest
 from PIL import Image
@@ -46,7 +47,8 @@ def test_frames_at_equal_distances():
     assert sample_indices(range(10), "uniform:1") == [5]
     assert sample_indices(range(10), "uniform:5") == [1, 3, 5, 7, 9]
     assert sample_indices(range(3), "uniform:8") == [0, 1, 2]
-    for rule in ("uniform:0", "uniform", "every:2", "per_seconds"):
+    assert sample_indices(range(10), "first:3") == [0, 1, 2] == sample_indices(range(3), "first:8")
+    for rule in ("uniform:0", "first:0", "uniform", "every:2", "per_seconds"):
         with pytest.raises(ValueError, match="allowed: per_second, uniform:n"):
             sample_indices(range(10), rule)
 
@@ -69,6 +71,14 @@ def test_long_clips_say_what_was_not_seen():
     uniform = load_media(CLIPS / "long.mp4", frames="uniform:4")  # frames 7, 22, 37, 52
     assert np.abs(uniform.frames.mean(axis=(1, 2, 3)) - 4 * np.array([7, 22, 37, 52])).max() < 2
     assert uniform.notes == ()
+
+
+def test_what_follows_the_first_frames_is_not_decoded(monkeypatch):
+    decoded, read = [], decord.VideoReader.next
+    monkeypatch.setattr(decord.VideoReader, "next", lambda reader: decoded.append(1) or read(reader))
+    first = load_media(CLIPS / "long.mp4", frames="first:3")
+    assert len(decoded) == 3 and first.timestamps == (0.0, 0.5, 1.0) and first.notes == ()
+    assert np.abs(first.frames.mean(axis=(1, 2, 3)) - 4 * np.arange(3)).max() < 2
 
 
 def test_decord_adds_nothing_to_the_reason(tmp_path, capfd):
