@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from test_report import fake_run
 from mpo.card import model_card
 from mpo.config import ObjectiveConfig, load
 from mpo.report import curves_csv, facts, read_log
-from mpo.store import write_json
+from mpo.store import Artifact, write_json
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,31 @@ def test_the_card_says_what_was_made_of_what_and_what_changed(run, tmp_path):
         load(settings, ["reward.judge=j", "reward.checklist=c", "prompts.heldout=h"]).objectives
         == run.config.objectives
     )
+
+
+def test_the_card_has_the_figures_of_the_evaluation_and_the_limits(run, tmp_path):
+    evaluation = json.loads((run.artifacts.evaluation.folder / "evaluation.json").read_text())
+
+    def sections(run):
+        return dict(part.split("\n", 1) for part in model_card(run).split("\n## ")[1:])
+
+    body = sections(run)
+    for reward in ("judge", "oracle"):
+        row = evaluation[reward]["dimensions"]["quality"]
+        low, high = row["ci95"]
+        numbers = f"{row['base']:.3f} | {row['tuned']:.3f} | {row['delta']:+.3f} | {low:+.3f} to {high:+.3f}"
+        shares = " | ".join(f"{row[key]:.0%}".replace("%", " %") for key in ("win", "tie", "loss"))
+        assert f"\n| quality | {numbers} | {shares} |\n" in body["What changed"].split(f"| {reward} |")[1]
+    limits = body["Intended use and limits"]
+    assert "research on preference optimisation" in limits and "licence" in limits
+    assert "the oracle, which took no part in training" in limits
+    assert "No dimension fell significantly" in limits and "Nothing was measured about safety" in limits
+    fallen = Artifact(tmp_path / "fallen", {})
+    fallen.folder.mkdir()
+    evaluation["judge"]["regressions"] = ["shape"]
+    write_json(fallen.folder / "evaluation.json", evaluation)
+    limits = sections(replace(run, artifacts=replace(run.artifacts, evaluation=fallen)))
+    assert "Significantly fallen: shape (by the judge)." in limits["Intended use and limits"]
 
 
 def test_the_card_says_where_given_pairs_come_from_and_what_rounds_were_sampled_from(run):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mpo.ablation import load_ablation, members
+from mpo.artifacts import resolve
 from mpo.config import ObjectivesConfig, load
 from mpo.objectives import parts, settings_by_name
 from mpo.scores import paths
@@ -95,3 +96,16 @@ def test_the_ablation_of_presets_has_their_objectives(monkeypatch):
     for name, config in arms.items():
         assert config.objectives == preset(f"quickstart_{name}").objectives
     assert len(arms) == 3
+
+
+def test_the_presets_of_a_seed_sample_and_score_once(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    found = {}
+    for member in members(load_ablation(ROOT / "configs/ablations/control.yaml")):
+        made = resolve(replace(member.config, store=str(tmp_path)), now=False).artifacts
+        parts = made.candidates, made.scores, made.base, made.base_scores
+        found.setdefault(member.seed, []).append(([part.name for part in parts], made.pairs.name))
+    for arms in found.values():
+        shared, pairs = zip(*arms, strict=True)
+        assert all(names == shared[0] for names in shared) and len(set(pairs)) == len(arms) == 4
+    assert len({str(arms[0]) for arms in found.values()}) == 3  # seeds share none

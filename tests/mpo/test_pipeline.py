@@ -44,6 +44,10 @@ def test_a_finished_run_has_all_that_was_promised(finished):
     assert contents(made.base.folder / "media") != contents(made.tuned.folder / "media")
     assert (run.folder / "adapter" / "pytorch_lora_weights.safetensors").is_file()
     assert (run.folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    for place, name in (("", "curves.csv"), ("adapter", "README.md")):
+        assert (run.folder / place / name).read_bytes() == (made.report.folder / name).read_bytes()
+    assert (run.folder / "curves.csv").read_text().startswith("step,")
+    assert "\n# tiny\n" in (run.folder / "adapter" / "README.md").read_text()
     for name in ("candidates", "pairs", "tuned"):
         assert (run.folder / "artifacts" / name).resolve() == getattr(made, name).folder.resolve()
 
@@ -52,6 +56,7 @@ def test_runs_that_differ_in_pairing_or_training_share_what_comes_before(finishe
     first = resolve(load(finished)).artifacts
     every = {name for name, _ in first.items()}
     changes = {
+        "objectives.dims.d0.weight=2": {"candidates", "scores", "base", "base_scores"},
         "pairs.margin=0.2": {"candidates", "scores", "base", "base_scores"},
         "train.beta=10": {"candidates", "scores", "pairs", "base", "base_scores"},
         "train.save_steps=3": every,
