@@ -31,21 +31,23 @@ function chosen(found) {
   const reach = found.reach();
   const low = reach[0] + state.low * (reach[1] - reach[0]), high = reach[0] + state.high * (reach[1] - reach[0]);
   const slack = 1e-6 * (reach[1] - reach[0] || 1);
-  const by = (card) => found.change(card, state.reward, state.dimension) ?? 0;
+  const by = (card) => found.change(card, state.reward, state.dimension); // null: not scored, so neither way
+  const rank = state.dimension === "" && !found.slider ? (card) => card.change : by;
   return found.cards
     .filter((card) => {
-      const change = found.change(card) ?? 0, prompt = card.prompt.toLowerCase();
-      return change >= low - slack && change <= high + slack && words.every((word) => prompt.includes(word))
-        && (!state.way || side(by(card)) === state.way);
+      const change = found.change(card), prompt = card.prompt.toLowerCase();
+      const inside = change === null ? state.low === 0 && state.high === 1 : change >= low - slack && change <= high + slack;
+      return inside && words.every((word) => prompt.includes(word))
+        && (!state.way || (by(card) !== null && side(by(card)) === state.way));
     })
-    .sort((a, b) => (state.order === "up" ? 1 : -1) * (state.dimension === "" && !found.slider ? a.change - b.change : by(a) - by(b)));
+    .sort((a, b) => (rank(a) === null) - (rank(b) === null) || (state.order === "up" ? 1 : -1) * (rank(a) - rank(b)));
 }
 
 /** Bars of how many cards lie where between the least and the greatest change. */
 function histogram(found, count = 30) {
   const [low, high] = found.reach(), heights = Array(count).fill(0);
-  for (const card of found.cards) heights[Math.min(count - 1, Math.floor((((found.change(card) ?? 0) - low) / (high - low || 1)) * count))]++;
-  const most = Math.max(...heights);
+  for (const change of found.changes()) heights[Math.min(count - 1, Math.floor(((change - low) / (high - low || 1)) * count))]++;
+  const most = Math.max(1, ...heights);
   const inside = (k) => k + 1 > found.state.low * count && k < found.state.high * count;
   return h("svg", { class: "histogram", viewBox: `0 0 ${count} 10`, preserveAspectRatio: "none", "aria-hidden": "true" },
     heights.map((height, k) => h("rect", { class: inside(k) ? "in" : "out", x: k + 0.1, width: 0.8, y: 10 - (10 * height) / most, height: (10 * height) / most })));
@@ -59,9 +61,10 @@ function choice(label, options, value, change) {
 /** Lay a gallery out in `place`: its filters, its cards, and a button for more of them. */
 function lay(place, name) {
   const found = gallery(name, data.galleries[name]), { state } = found;
+  found.changes = () => found.cards.map((card) => found.change(card)).filter((change) => change !== null);
   found.reach = () => {
-    const changes = found.cards.map((card) => found.change(card) ?? 0);
-    return [Math.min(...changes), Math.max(...changes)];
+    const changes = found.changes();
+    return changes.length ? [Math.min(...changes), Math.max(...changes)] : [0, 0];
   };
   const list = h("div", { class: "cards" }), count = h("output", {}), spread = h("div", { class: "range" });
   const more = h("button", { type: "button", class: "more", onclick: () => { state.shown += PAGE; draw(); } });
@@ -100,9 +103,13 @@ function lay(place, name) {
         h("input", { type: "checkbox", checked: found.playing, onchange: (event) => { found.playing = event.target.checked; play(list, found.playing); } }), "play all"),
       h("div", { class: "count" }, count, h("button", { type: "button", onclick: () => { filter({ dimension: "", way: "", low: 0, high: 1, words: "", order: "down" }); redo(); } }, "Reset")));
   }
+  /** Lay the filters out anew; the control that had the focus has it again. */
   function redo() {
-    place.querySelector("form").replaceWith(tools());
+    const form = place.querySelector("form"), held = [...form.elements].indexOf(document.activeElement);
+    const fresh = tools();
+    form.replaceWith(fresh);
     draw();
+    fresh.elements[held]?.focus();
   }
 
   /** After the large view: the list shows the same step, and the card that was large has the focus. */

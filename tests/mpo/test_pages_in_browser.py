@@ -93,7 +93,12 @@ def test_pairs_are_filtered_by_dimension_by_gap_and_by_words(opened, report):
     ]
     equal = sum(abs(difference) < 1e-5 for difference in differences)
     assert 0 < equal < len(pairs.cards) and shown(place) == equal
-    place.get_by_role("button", name="Reset").click()
+    reset = place.get_by_role("button", name="Reset")
+    reset.focus()
+    opened_at = reset.evaluate_handle("button => button")
+    place.page.keyboard.press("Enter")
+    assert not opened_at.evaluate("button => button.isConnected")  # the filters are laid out anew
+    assert reset.evaluate("button => button === document.activeElement")
     place.get_by_label("least gap").fill("0.5")
     gaps = [card.change for card in pairs.cards]
     wide = sum(gap >= (min(gaps) + max(gaps)) / 2 for gap in gaps)
@@ -102,6 +107,37 @@ def test_pairs_are_filtered_by_dimension_by_gap_and_by_words(opened, report):
     place.get_by_placeholder("words").fill("prompt 3")
     found = sum(card.prompt.endswith("3") for card in pairs.cards)
     assert 0 < found < len(gaps) and shown(place) == found
+
+
+def decimal(value):
+    """Two digits of a score as the page writes them: of four significant ones, with a true minus."""
+    return f"{float(f'{value:.4g}'):.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+@pytest.mark.parametrize("name", ["heldout", "pairs"])
+def test_a_cards_bars_and_answers_are_those_of_its_samples_each_on_its_side(opened, report, name):
+    content = report[0].galleries[name]
+    tab = opened(report[0])
+    article = gallery(tab, name).locator("article").first
+    prompt = article.locator(".prompt").inner_text()
+    card = next(card for card in content.cards if card.prompt == prompt)
+    first, second = card.samples
+    judged = article.locator("table.dims").first
+    scores = list(zip(first.dimensions["judge"], second.dimensions["judge"], strict=True))
+    labels = judged.locator("svg.row").evaluate_all("rows => rows.map(row => row.getAttribute('aria-label'))")
+    assert labels == [f"{decimal(before)} → {decimal(after)}" for before, after in scores]
+    assert any(before != after for before, after in scores)
+    article.click()
+    asked = tab.locator("dialog table.asked").first
+    assert asked.locator("thead th").all_inner_texts()[1:] == list(content.steps)
+    rows = asked.locator("tr:has(td)")
+    shown = [rows.nth(k).locator("td").all_inner_texts() for k in range(rows.count())]
+    expected = []
+    for before, after in zip(first.p_yes["judge"], second.p_yes["judge"], strict=True):
+        cells = [f"{'yes' if p > 0.5 else 'no'} {p:.2f}" for p in (before, after)]
+        turned = (after > 0.5) - (before > 0.5)
+        expected.append([cells[0], cells[1] + {1: " ▲", 0: "", -1: " ▼"}[turned]])
+    assert shown == expected and any(before.split()[0] != after.split()[0] for before, after in expected)
 
 
 def test_the_keyboard_reaches_the_answers_and_the_large_view(opened, report):
@@ -177,6 +213,11 @@ def test_samples_without_a_score_and_changes_of_nothing_are_shown_as_that(opened
     assert not place.locator(".more").is_visible()  # three cards are all there are
     place.get_by_role("slider", name="step").fill("1")
     assert place.locator("article p.sum").all_inner_texts() == ["no score"] * 3
+    for way in ("the same", "better", "worse"):
+        place.get_by_label("shown is").select_option(way)
+        assert shown(place) == 0  # what has no score went neither way
+    place.get_by_label("shown is").select_option("anything")
+    assert shown(place) == 3
     place.get_by_role("slider", name="step").fill("2")
     assert "no score" not in "".join(place.locator("article p.sum").all_inner_texts())
 
