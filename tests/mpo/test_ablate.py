@@ -82,7 +82,7 @@ def test_killed_and_started_again_it_makes_what_is_missing_once_and_compares(abl
         code, out = mpo(path)
     assert code == 2 and "0.1-seed0: failed: its process ended with exit code -9" in out
     made = {entry.name: entry.stat().st_mtime_ns for entry in shared.folder.iterdir()}
-    code, out = mpo(path, "--parallel", "2")
+    code, out = mpo(path, "--parallel", "2", "--pareto", "judge.d2,judge.total")
     assert code == 2 and "mpo: 1 of 3 runs failed, as 1000.0-seed0: no pair at all" in out
     assert "1 runs are not complete and not counted" in out
     assert {entry.name: entry.stat().st_mtime_ns for entry in shared.folder.iterdir()} == made
@@ -106,10 +106,12 @@ def test_killed_and_started_again_it_makes_what_is_missing_once_and_compares(abl
     assert total["0.1"]["against"] is None
     assert total["0.2"]["change"]["mean"] == pytest.approx(change["0.2"])
     assert total["0.2"]["against"]["mean"] == pytest.approx(change["0.2"] - change["0.1"])
-    for name in ("table.md", "table.tex", "axis-margin.svg", "pareto-d0-d1.svg", "ablation.html"):
+    for name in ("table.md", "table.tex", "axis-margin.svg", "pareto-d2-total.svg", "ablation.html"):
         assert (folder / name).stat().st_size > 0
     code, out = mpo(path, "--plan")
     assert code == 0 and "3 runs of 3 arms, 2 complete; base arm: 0.1" in out
+    code, out = mpo(path, "--pareto", "judge.d2")
+    assert code == 2 and "mpo: --pareto judge.d2: must be two scores, such as judge.quality," in out
 
 
 def command(path, words, told):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -7,10 +8,13 @@ import pytest
 import transformers
 import yaml
 from killing import complaint, start
+from pyarrow import parquet
+from rich.console import Console
+from test_report import embedded
 
 from mpo import cli
 from mpo.artifacts import resolve
-from mpo.config import load
+from mpo.config import load, to_yaml
 from mpo.store import read_table
 
 
@@ -30,6 +34,12 @@ def mpo(monkeypatch, capsys):
         return ended.value.code or 0, out, err
 
     return run
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    """Lets tables be printed without breaking a line."""
+    monkeypatch.setattr("mpo.show.console", Console(width=200, soft_wrap=True))
 
 
 def edited(path, target, **changes):
@@ -176,6 +186,7 @@ def test_pairs_shows_every_choice_over_what_is_scored(finished, mpo, tmp_path):
     code, out, _ = mpo("pairs", finished, "--to", tmp_path / "yield", "--counts", "2,3", "--margins", "0.05")
     assert code == 0
     assert "43% of all pairs would be 2.6 a prompt of 6; the paper kept 43 % with 8 candidates" in out
+    assert re.search(r"^  dimension: \d+% at pairs\.margin=[\d.]+$", out, re.MULTILINE)
     rows = (tmp_path / "yield" / "yield.csv").read_text().splitlines()
     assert rows[0].startswith("granularity,margin,candidates,pairs,share,")
     assert len(rows) == 1 + 4 * 3 * 2  # granularities, counts 4, 3 and 2, margins .05 and .1
@@ -209,3 +220,27 @@ def test_fewer_candidates_find_the_pairs_that_so_few_would_have(finished, tmp_pa
     shared = resolve(load(finished)).artifacts
     assert resolve(load(finished, ["pairs.candidates=3"])).artifacts.scores == shared.scores
     assert resolve(load(finished, ["pairs.candidates=4"])).artifacts.pairs == shared.pairs
+
+
+def test_diff_shows_two_runs_side_by_side_paired_by_prompt(finished, mpo, wide, tmp_path):
+    folder = shutil.copytree(finished.parent, tmp_path / "copy", symlinks=True)
+    words = ["name=second", f"store={folder / 'store'}", f"run_dir={folder / 'run'}", "train.save_steps=3"]
+    second = load(finished, words)
+    (folder / "run" / "config.yaml").write_text(to_yaml(second))
+    shard = resolve(second).artifacts.tuned_scores.shards("scores")[0]
+    table = parquet.read_table(shard)
+    rows = table.to_pylist()
+    rows[0]["dimensions"][1] += 2.0  # one of three prompts is better by 2 in d1
+    parquet.write_table(table.from_pylist(rows, schema=table.schema), shard)
+    runs, page = (finished.parent / "run", folder / "run"), tmp_path / "new" / "diff.html"
+    code, out, _ = mpo("diff", *runs, "--html", page)
+    assert code == 0 and "held-out prompts, paired by prompt" in out
+    assert "train.save_steps: 2 | 3" in out.splitlines()
+    means = json.loads((runs[0] / "evaluation.json").read_text())["judge"]["dimensions"]
+    for name, change in (("d0", 0), ("d1", 2 / 3), ("d2", 0)):
+        (line,) = (line for line in out.splitlines() if f"judge {name} " in line)
+        _, first, other = (cell.strip() for cell in line.split("│")[1:-1])
+        mean = means[name]["tuned"]
+        assert first == f"{mean:.3f}" and other.startswith(f"{mean + change:.3f} ({change:+.3f}, ")
+    assert embedded(page.read_text())["galleries"]["samples"]["steps"] == ["base", "tiny", "second"]
+    assert mpo("diff", runs[0])[::2] == (2, "mpo: diff: needs at least two runs\n")
