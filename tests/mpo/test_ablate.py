@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
 
 import pytest
@@ -124,6 +125,7 @@ def command(path, words, told):
         return worker
 
     ablate._start = start
+    forkserver._forkserver.__init__()  # that of the tests is no child of this process: it starts its own
     sys.argv = ["mpo", "ablate", str(path), *words]
     cli.main()
 
@@ -135,6 +137,7 @@ def test_a_killed_shard_takes_its_workers_along_goes_on_and_the_last_shard_write
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=command, args=(path, ["--shard", "2/2"], theirs))
     process.start()
+    theirs.close()  # so that a command that ends without a worker is an error here
     worker = os.pidfd_open(ours.recv())
     while not shared.candidates.folder.is_dir() and not wait([worker], 0.02):
         assert process.is_alive()
