@@ -7,12 +7,13 @@ from signal import SIGKILL
 import pytest
 import torch
 from killing import complaint, contents, start, start_two
+from tiny_pipelines import generator_config
 
 from generators.build import build_generator
 from generators.stable_diffusion import StableDiffusion
 from mpo.artifacts import resolve
 from mpo.config import load
-from mpo.pipeline import begin, evaluate
+from mpo.pipeline import begin, evaluate, run_stages
 from mpo.samples import StoredSamples
 from mpo.scores import read_scores
 from mpo.store import locked, read_table
@@ -146,6 +147,26 @@ def test_a_process_that_dies_does_not_lose_the_others_work(tiny_run, tmp_path):
     written = [file.stat().st_mtime_ns for file in kept]
     assert start(config, "--until", "generate") == 0 and made.done
     assert [file.stat().st_mtime_ns for file in kept] == written  # not made again
+
+
+def test_a_run_of_another_family_goes_through_all_stages(tiny_run, tiny_pipeline, tmp_path):
+    """Packed latents, a guidance embedding, two text encoders: no stage knows of them."""
+    flux = vars(generator_config("flux", tiny_pipeline("flux"), steps=2))
+    prompts = {"train_limit": 2, "heldout_limit": 2}
+    config = tiny_run(tmp_path, generator=flux, prompts=prompts, train={"steps": 2, "learning_rate": 1e-2})
+    run = resolve(load(config, ["pairs.rule=total", "pairs.margin=1e-6"]))
+    run_stages(run)
+    stored = StoredSamples(run.artifacts.candidates)
+    assert stored[0].shape == (4, 8, 12)  # not packed, at 16 by 24 pixels
+    assert {"prompt_embeds", "pooled_prompt_embeds"} == stored.rows([0]).tensors.keys()
+    generator = build_generator(run.config.generator)
+    generator.pipe.load_lora_weights(run.folder / "adapter")
+    seed = read_table(*run.artifacts.tuned.shards("candidates"))[0]["seed"]
+    again = generator.sample(generator.encode_prompts(run.heldout_prompts[:1]), [seed]).latents[0]
+    base, tuned = (StoredSamples(part)[0] for part in (run.artifacts.base, run.artifacts.tuned))
+    torch.testing.assert_close(again, tuned, atol=1e-5, rtol=0)
+    assert (tuned - base).abs().max() > 1e-3
+    assert "flux" in (run.folder / "report.html").read_text()
 
 
 def test_a_second_start_is_refused(finished):

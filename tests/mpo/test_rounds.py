@@ -9,6 +9,7 @@ from tiny_pipelines import generator_config
 
 from generators.adapters import FullTuning, LoraTuning, load_denoiser
 from generators.build import build_generator
+from mpo import training
 from mpo.artifacts import kept_weights, resolve, weights
 from mpo.config import load
 from mpo.pipeline import _order, run_stages
@@ -25,13 +26,24 @@ SETTINGS = ["rounds=2", "validate.every=2", "validate.prompts=1", "pairs.rule=to
 
 
 @pytest.mark.parametrize(("mode", "reference"), [("lora", "previous"), ("full", "base")])
-def test_a_second_round_goes_on_from_the_best_step_of_the_first(tiny_run, tmp_path, capsys, mode, reference):
+def test_a_second_round_goes_on_from_the_best_step_of_the_first(
+    tiny_run, tmp_path, capsys, monkeypatch, mode, reference
+):
+    built = []
+    monkeypatch.setattr(
+        training, "build_generator", lambda *a, **b: built.append(build_generator(*a, **b)) or built[-1]
+    )
     config = tiny_run(tmp_path, **CHANGES)
     settings = [*SETTINGS, f"reference={reference}", f"train.mode={mode}", "train.learning_rate=1e-3"]
     run = resolve(load(config, settings))
     assert run.validation_prompts == ["plain"]  # the fifth of the file; four are trained on
     first, second = run.artifacts.rounds
     run_stages(run, "train")
+    # One a round is trained, one is the base, and two of whole denoisers take the chosen step's weights.
+    assert len(built) == (2 if mode == "lora" else 5)
+    for generator in built:  # training and choosing load neither VAE nor text encoder
+        parts = generator.pipe.components
+        assert parts["vae"] is parts["text_encoder"] is None and parts["unet"] is generator.model
     for part in (first, second):
         rows = [json.loads(line) for line in (part.selection.folder / "validation.jsonl").open()]
         assert [row["step"] for row in rows] == [0, 2, 3]

@@ -9,22 +9,20 @@ import one_process
 import pytest
 import torch
 from killing import together
+from launching import variables
 from safetensors.torch import load_file
 
-WAYS = {
-    "ddp": {},
-    "fsdp2": {
-        "ACCELERATE_USE_FSDP": "true",
-        "FSDP_VERSION": "2",
-        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
-        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
-    },
-}
+WAYS = ("ddp", "fsdp2")  # of configs/accelerate/
+SHARDING = (  # what of them each process is told; none of it for DDP
+    "ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_AUTO_WRAP_POLICY", "FSDP_CPU_RAM_EFFICIENT_LOADING"
+)  # fmt: skip
 
 
 def start_two(way, *arguments):
     """Exit codes of two processes that train together."""
-    processes = together(one_process.run, arguments, arguments, **WAYS[way])
+    told = {name: value for name, value in variables(way).items() if name in SHARDING}
+    assert bool(told) == (way == "fsdp2")
+    processes = together(one_process.run, arguments, arguments, **told)
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
