@@ -22,16 +22,16 @@ from quickstart.recipe import encode, save, stopwatch, train_autoencoder, train_
 from quickstart.video.world import FRAMES, SIZE, all_scenes, corrupt, prompt_of, render
 
 WRONG = {  # share of the captioned clips in which the caption is wrong, or the clip defective
-    "shape": 0.2,
-    "colour": 0.2,
-    "direction": 0.2,
-    "speed": 0.2,
-    "background": 0.15,
-    "jitter": 0.25,
-    "freeze": 0.25,
-    "fade": 0.25,
-    "recolour": 0.2,
-    "reshape": 0.2,
+    "shape": 0.1,
+    "colour": 0.12,
+    "direction": 0.15,
+    "speed": 0.15,
+    "background": 0.12,
+    "jitter": 0.2,
+    "freeze": 0.2,
+    "fade": 0.2,
+    "recolour": 0.15,
+    "reshape": 0.15,
 }
 LATENT_CHANNELS = 4
 WINDOW = 5  # frames at once that the autoencoder learns from: it looks two frames back

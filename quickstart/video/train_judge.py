@@ -22,6 +22,7 @@ from diffusers import CogVideoXVideoToVideoPipeline
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
+from transformers import PreTrainedTokenizerFast
 
 from generators.saving import save_media
 from quickstart.judge_recipe import descend, learn, write_annotations
@@ -33,6 +34,7 @@ from quickstart.video.world import (
     ATTRIBUTES,
     COLUMN,
     FRAMES,
+    PROMPTED,
     SIZE,
     Tracks,
     all_scenes,
@@ -41,6 +43,7 @@ from quickstart.video.world import (
     prompt_of,
     render,
 )
+from rewards.cogvlm2.modeling import CogVLMVideoForCausalLM
 from rewards.cogvlm2.processing import CogVLM2Processor, frame_pixels
 from rewards.media import load_media
 
@@ -99,10 +102,17 @@ def as_stored(clips: np.ndarray) -> np.ndarray:
 
 
 class Heads(nn.Module):
-    """Linear heads that read frames off visual tokens, and clips off the decoder; used in training only."""
+    """Linear heads that read frames off visual tokens, and clips off the decoder; used in training only.
 
-    def __init__(self, width: int):
+    What a prompt names is also read along the embeddings of its words, so that a clip comes to lie where the
+    words do that describe it, and the decoder need not learn each word's counterpart.
+    """
+
+    def __init__(self, model: CogVLMVideoForCausalLM, tokenizer: PreTrainedTokenizerFast):
         super().__init__()
+        embeddings, token = model.get_input_embeddings().weight, tokenizer.convert_tokens_to_ids
+        self.words = {name: embeddings[token(list(ATTRIBUTES[name]))].detach() for name in PROMPTED}
+        width = model.config.hidden_size
         of_frame = ("shape", "colour", "background")
         self.frame = nn.ModuleDict({name: nn.Linear(4 * width, len(ATTRIBUTES[name])) for name in of_frame})
         self.numbers = nn.Linear(4 * width, 3)  # centre (x, y) and opacity
@@ -123,9 +133,11 @@ class Heads(nn.Module):
         losses.append(3 * mse_loss(self.numbers(visual), numbers))
         truth = torch.from_numpy(scenes)
         moves = truth[:, COLUMN["freeze"]] < 2
-        for name, head in self.clip.items():
+        read = [(name, head(state)) for name, head in self.clip.items()]
+        read += [(name, state @ words.T) for name, words in self.words.items()]
+        for name, logits in read:
             rows = moves if name in ("direction", "speed") else slice(None)
-            losses.append(cross_entropy(head(state)[rows], truth[rows, COLUMN[name]]))
+            losses.append(cross_entropy(logits[rows], truth[rows, COLUMN[name]]))
         return torch.stack(losses).sum()
 
 
@@ -142,7 +154,7 @@ def teach_seeing(
     pool: clips that the generator has drawn anew, what their frames show, and their scenes. Each batch is
     half of them, half renders.
     """
-    heads = Heads(model.config.hidden_size)
+    heads = Heads(model, processor.tokenizer)
     clips, known_tracks, known = pool
 
     def loss() -> Tensor:
