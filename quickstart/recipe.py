@@ -4,7 +4,8 @@ A batch of media is uint8: pictures [B, H, W, 3] or clips [B, T, H, W, 3]. Pixel
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -122,12 +123,15 @@ def train_denoiser(
     predict: Callable[[Tensor, Tensor, Tensor], Tensor],
     latents: tuple[Tensor, Tensor],
     captions: list[str],
-    steps: int,
+    rounds: Sequence[int],
     log: Log,
     batch: int = 32,
 ) -> None:
     """Train text encoder and denoiser in place on the velocity (Salimans & Ho 2022, appendix D); leaves their
     moving average.
+
+    The steps of each round have the whole schedule of rates and timesteps (warm restarts: Loshchilov & Hutter
+    2017).
 
     `predict` says the velocity of noisy latents, timesteps [B] and text embeddings; `latents` are means and
     standard deviations as `encode` gives them, in the denoiser's layout.
@@ -140,9 +144,8 @@ def train_denoiser(
     mean, std = (part * pipe.vae.config.scaling_factor for part in latents)
     tokens = pipe.tokenizer([*captions, ""], padding="max_length", return_tensors="pt").input_ids
     weights = [*denoiser.parameters(), *text_encoder.parameters()]
-    average = EMAModel(weights, decay=0.998)
 
-    def loss_at(step: int) -> Tensor:
+    def loss_at(step: int, steps: int) -> Tensor:
         rows = torch.randint(len(captions), (batch,))
         x0 = mean[rows] + std[rows] * torch.randn_like(mean[rows])
         noise, count = torch.randn_like(x0), scheduler.config.num_train_timesteps
@@ -153,8 +156,10 @@ def train_denoiser(
         return (predicted - scheduler.get_velocity(x0, noise, timesteps)).square().mean()
 
     rates = {"peak": 1.5e-3, "decay": 1e-3, "rise": 0.06, "fall": 50}
-    _descend("denoiser", loss_at, weights, steps, log, average=average, **rates)
-    average.copy_to(weights)
+    for steps in rounds:
+        average = EMAModel(weights, decay=0.998)
+        _descend("denoiser", partial(loss_at, steps=steps), weights, steps, log, average=average, **rates)
+        average.copy_to(weights)
 
 
 def montage(pictures: np.ndarray, columns: int, scale: int = 2) -> Image.Image:

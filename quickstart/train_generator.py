@@ -119,13 +119,9 @@ def build(
     folder: Path,
     seed: int = 0,
     autoencoder_steps: int = 2200,
-    denoiser_steps: Sequence[int] = (7200, 4800),
+    denoiser_rounds: Sequence[int] = (7200, 4800),
 ) -> None:
-    """Train the generator and save it to `folder` in half precision, renamed when complete.
-
-    The denoiser takes its steps in rounds, each with the whole schedule of rates and timesteps (warm
-    restarts: Loshchilov & Hutter 2017).
-    """
+    """Train the generator and save it to `folder` in half precision, renamed when complete."""
     log = stopwatch()
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -136,17 +132,15 @@ def build(
     pipe.vae.to(memory_format=torch.channels_last)  # faster on CPU
     train_autoencoder(pipe.vae, pictures, autoencoder_steps, log, batch=16, peak=2e-3)
     pipe.unet.to(memory_format=torch.channels_last)
-    latents, captions = encode(pipe.vae, pictures), [prompt_of(scene) for scene in asked]
-    for steps in denoiser_steps:
-        train_denoiser(
-            pipe,
-            pipe.unet,
-            lambda noisy, timesteps, embeds: pipe.unet(noisy, timesteps, embeds).sample,
-            latents,
-            captions,
-            steps,
-            log,
-        )
+    train_denoiser(
+        pipe,
+        pipe.unet,
+        lambda noisy, timesteps, embeds: pipe.unet(noisy, timesteps, embeds).sample,
+        encode(pipe.vae, pictures),
+        [prompt_of(scene) for scene in asked],
+        denoiser_rounds,
+        log,
+    )
     save(pipe, folder)
     log(f"saved {folder}")
 

@@ -6,6 +6,7 @@ so that the base model is imperfect in every dimension, as models trained on the
 
 import argparse
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,11 @@ def window(clips: np.ndarray) -> np.ndarray:
 
 
 def build(
-    folder: Path, seed: int = 0, autoencoder_steps: int = 2000, denoiser_steps: int = 5000, copies: int = 12
+    folder: Path,
+    seed: int = 0,
+    autoencoder_steps: int = 1600,
+    denoiser_rounds: Sequence[int] = (4000, 4000),
+    copies: int = 12,
 ) -> None:
     """Train the generator and save it to `folder` in half precision, renamed when complete."""
     log = stopwatch()
@@ -140,7 +145,7 @@ def build(
         lambda noisy, timesteps, embeds: pipe.transformer(noisy, embeds, timesteps).sample,
         (mean, std),
         [prompt_of(scene) for scene in asked],
-        denoiser_steps,
+        denoiser_rounds,
         log,
     )
     save(pipe, folder)

@@ -37,7 +37,7 @@ CONFIG = ROOT / "configs" / "quickstart_video.yaml"
 def built(tmp_path_factory) -> Path:
     """A folder with a generator and a judge after two steps of each part."""
     folder = tmp_path_factory.mktemp("video")
-    train_generator.build(folder / "generator", autoencoder_steps=2, denoiser_steps=2, copies=1)
+    train_generator.build(folder / "generator", autoencoder_steps=2, denoiser_rounds=[2], copies=1)
     train_judge.main(folder / "judge", folder / "generator", **TINY)
     return folder
 
