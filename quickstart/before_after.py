@@ -1,7 +1,7 @@
-"""The README's picture: `python -m quickstart.before_after runs/quickstart docs/quickstart.png`.
+"""The README's pictures: `python -m quickstart.before_after runs/quickstart docs/quickstart.png`.
 
-A column a held-out prompt, the first ones in their order: above as the base model draws it, below as the
-tuned one does from the same seed.
+The first held-out prompts in their order, as the base model draws them and as the tuned one does from one
+seed. A column a prompt, base above tuned; of clips a row a prompt, frame by frame, base to the left of tuned.
 """
 
 import argparse
@@ -9,17 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as parquet
-from PIL import Image
 
 from quickstart.recipe import montage
+from quickstart.video.world import FRAMES
+from rewards.media import load_media
 
 
-def pictures(samples: Path, count: int) -> np.ndarray:
-    """Return the first candidate of each of the first `count` prompts: uint8 [count, 64, 64, 3]."""
-    tables = [parquet.read_table(table) for table in sorted(samples.glob("candidates*.parquet"))]
+def samples(folder: Path, count: int) -> np.ndarray:
+    """Return the first candidate of each of the first `count` prompts: uint8 [count, T, H, W, 3]."""
+    tables = [parquet.read_table(table) for table in sorted(folder.glob("candidates*.parquet"))]
     rows = [row for table in tables for row in table.to_pylist()]
     first = sorted((row for row in rows if row["candidate"] == 0), key=lambda row: row["prompt_id"])
-    return np.stack([np.asarray(Image.open(samples / row["media"]).convert("RGB")) for row in first[:count]])
+    media = [load_media(folder / row["media"], f"uniform:{FRAMES}") for row in first[:count]]
+    return np.stack([[np.asarray(picture) for picture in item.pictures()] for item in media])
 
 
 if __name__ == "__main__":
@@ -28,5 +30,8 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--count", type=int, default=12, help="prompts")
     arguments = parser.parse_args()
-    sides = [pictures(arguments.run / "artifacts" / name, arguments.count) for name in ("base", "tuned")]
-    montage(np.concatenate(sides), columns=arguments.count, scale=2).save(arguments.out)
+    sides = [samples(arguments.run / "artifacts" / name, arguments.count) for name in ("base", "tuned")]
+    frames = sides[0].shape[1]
+    sheet = np.stack(sides) if frames == 1 else np.stack(sides, axis=1)
+    columns = arguments.count if frames == 1 else 2 * frames
+    montage(sheet.reshape(-1, *sheet.shape[-3:]), columns).save(arguments.out)

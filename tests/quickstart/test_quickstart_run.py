@@ -1,4 +1,4 @@
-"""The bundled config, made small: the real generator, judge and oracle through all stages."""
+"""The bundled configs, made small: the real generators, judges and oracles through all stages."""
 
 import json
 import subprocess
@@ -13,11 +13,11 @@ train.steps=2 train.batch_size=4 train.micro_batch_size=4 evaluate.samples=1
 evaluate.bootstrap=200 pairs.margin=0.01""".split()
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["quickstart", "quickstart_video"])
+def run_folder(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quickstart")
     places = [f"run_dir={folder / 'run'}", f"store={folder / 'store'}"]
-    command = [sys.executable, "-m", "mpo", "run", "configs/quickstart.yaml", *SMALL, *places]
+    command = [sys.executable, "-m", "mpo", "run", f"configs/{request.param}.yaml", *SMALL, *places]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder / "run"
