@@ -32,6 +32,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     sides = [samples(arguments.run / "artifacts" / name, arguments.count) for name in ("base", "tuned")]
     frames = sides[0].shape[1]
-    sheet = np.stack(sides) if frames == 1 else np.stack(sides, axis=1)
-    columns = arguments.count if frames == 1 else 2 * frames
+    if frames == 1:
+        sheet, columns = np.concatenate(sides), arguments.count
+    else:
+        gap = np.full_like(sides[0][:, :1], 255)
+        sheet, columns = np.concatenate([sides[0], gap, sides[1]], axis=1), 2 * frames + 1
     montage(sheet.reshape(-1, *sheet.shape[-3:]), columns).save(arguments.out)
