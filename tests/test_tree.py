@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-WHOLE = ("tests/", "quickstart/weights/")  # one line for all that lies below
+WHOLE = ("tests/", "quickstart/weights/", "quickstart/video/weights/")  # one line for all that lies below
 UNNAMED = {"README.md", ".gitignore"}
 
 
