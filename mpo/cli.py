@@ -71,7 +71,8 @@ def run(
     Runs that agree up to some stage share everything up to it: after a change of pairing or training nothing
     is sampled or scored again. MPO_PROCESSES=2 ./launch.sh run CONFIG shares the work.
 
-    A sample that cannot be read or judged has no score and is in no pair: told at the end, with exit code 1.
+    A sample that cannot be read or judged has no score, so no pair chosen by scores has it: told at the end,
+    with exit code 1.
     """
     if until not in STAGES:
         raise ConfigError(f"--until {until}: must be one of {', '.join(STAGES)}")
@@ -107,7 +108,7 @@ def _tell_unscored(found: Run) -> bool:
         missing = read_scores(artifact).missing if artifact.done and artifact.shards("scores") else []
         if missing:
             _, _, reason = missing[0]
-            line = f"{name.replace('_', ' ')}: {len(missing)} without a score, left out of all that follows"
+            line = f"{name.replace('_', ' ')}: {len(missing)} without a score, so in no choice and no mean"
             print(f"mpo: {line}; the first: {reason}", file=sys.stderr)
             told = True
     return told
@@ -194,7 +195,8 @@ def build(
     \b
     mpo quickstart build
     mpo run configs/quickstart.yaml name=rebuilt generator.path=runs/weights/generator
-    mpo quickstart build --video quickstart/video/weights     for configs/quickstart_video.yaml
+    mpo quickstart build --video runs/video_weights
+    mpo run configs/quickstart_video.yaml name=rebuilt_video generator.path=runs/video_weights/generator
     """
     for part in ("generator", "judge"):
         if (folder / part).exists():

@@ -36,6 +36,7 @@ def sampling(config: RunConfig) -> tuple[str, list[str]]:
 
 
 def encoding(config: RunConfig) -> tuple[str, list[str]]:
+    """What encoding pairs from elsewhere does, and what to lower."""
     generator = config.generator
     doing = f"generate, encoding the pairs of pairs.from one by one {_size(config)}, the VAE in float32"
     lower = [_less(config)]
@@ -55,6 +56,7 @@ def scoring(config: RunConfig) -> tuple[str, list[str]]:
 
 
 def training(config: RunConfig) -> tuple[str, list[str]]:
+    """What a training step does, and what to lower."""
     train = config.train
     doing = (
         f"train, train.micro_batch_size={train.micro_batch_size} pairs (twice as many rows) {_size(config)}, "

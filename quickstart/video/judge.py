@@ -1,4 +1,4 @@
-"""The bundled video judge's architecture: a CogVLM2-Video of 0.8 M parameters, its tokenizer, its sequences.
+"""The bundled video judge's architecture: a CogVLM2-Video of 0.9 M parameters, its tokenizer, its sequences.
 
 Each frame of 32x32 pixels becomes 4 visual tokens between a begin and an end, so a clip is 64 tokens with
 the numbers of its frames; a decoder of 5 layers reads them before the questions. The saved folder is laid out

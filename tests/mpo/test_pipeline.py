@@ -182,7 +182,7 @@ def test_a_corrupt_picture_is_missing_with_its_reason_and_in_no_pair(tiny_run, t
     (made.candidates.folder / "media" / "000001-02.png").write_bytes(b"\x89PNG\r\n\x1a\nnot a picture")
     for _ in range(2):  # a second start asks nothing again, and still says so
         assert start(config, "--until", "pair") == 1
-        assert complaint(config).startswith("mpo: scores: 1 without a score, left out of all that follows; ")
+        assert complaint(config).startswith("mpo: scores: 1 without a score, so in no choice and no mean; ")
         assert "000001-02.png" in complaint(config)
     ((prompt, candidate, reason),) = read_scores(made.scores).missing
     assert (prompt, candidate) == (1, 2)
