@@ -100,6 +100,10 @@ def ablate(
     runner.print_plan(found, jobs, parallel)
     if plan:
         return
+    from mpo.pipeline import check
+
+    for job in jobs:  # one arm's mistake is found before the others sample for an hour
+        check(job.run)
     failed = runner.run_all(jobs, parallel)
     from mpo.ablation_pages import show_results
 

@@ -7,6 +7,7 @@ import signal
 import sys
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from pathlib import Path
 
 import pytest
 import yaml
@@ -72,6 +73,15 @@ def kill_first(monkeypatch, moment):
         return worker
 
     monkeypatch.setattr(ablate, "_start", start)
+
+
+def test_an_arm_that_cannot_be_stops_all_before_anything_is_sampled(ablation, mpo):
+    wrong = {"objectives.dims": {"d9": {"role": "hold"}}}
+    path = ablation("wrong", axes={"dims": {"right": {"pairs.margin": 0.1}, "wrong": wrong}})
+    folder = Path(load_ablation(path).folder)
+    code, printed = mpo(path)
+    assert code == 2 and "d9" in printed.splitlines()[-1]
+    assert not folder.exists()
 
 
 def test_killed_and_started_again_it_makes_what_is_missing_once_and_compares(ablation, mpo, monkeypatch):
