@@ -33,7 +33,7 @@ if __name__ == "__main__":
     sides = [samples(arguments.run / "artifacts" / name, arguments.count) for name in ("base", "tuned")]
     frames = sides[0].shape[1]
     if frames == 1:
-        sheet, columns = np.concatenate(sides), arguments.count
+        sheet, columns = np.concatenate(sides), len(sides[0])
     else:
         gap = np.full_like(sides[0][:, :1], 255)
         sheet, columns = np.concatenate([sides[0], gap, sides[1]], axis=1), 2 * frames + 1
