@@ -100,8 +100,10 @@ def _time(seconds: float, parallel: int, found: Sequence[Job]) -> str:
     if parallel == 1:
         return one
     on_cpu = all(job.run.config.generator.device == "cpu" for job in found)
-    if gpus := min(parallel, 0 if on_cpu else len(_devices())):
-        return f"{one}, {duration(seconds / gpus)} in {parallel} on {gpus} GPU{'s' if gpus > 1 else ''}"
+    if gpus := min(parallel, len(found), 0 if on_cpu else len(_devices())):
+        return (
+            f"{one}, at best {duration(seconds / gpus)} in {parallel} on {gpus} GPU{'s' if gpus > 1 else ''}"
+        )
     return f"{one}, about as long in {parallel}: they share the cores"
 
 

@@ -34,7 +34,11 @@ CURVES = {
     "Margin between them": {"margin": "rewards/margins"},
     "Pairs told apart": {"accuracy": "rewards/accuracies"},
     "Error above the reference's": {"winner": "errors/winner_excess", "loser": "errors/loser_excess"},
+    "The winner's, in the running mean": {"winner": "errors/winner_excess_running"},
+    "Denoising error": {"winner": "errors/winner", "loser": "errors/loser"},
     "Gradient norm": {"norm": "grad_norm"},
+    "Learning rate": {"rate": "learning_rate"},
+    "Beta per element": {"beta": "beta_per_element"},
 }
 
 
