@@ -77,6 +77,7 @@ def run(
     if until not in STAGES:
         raise ConfigError(f"--until {until}: must be one of {', '.join(STAGES)}")
     from mpo.artifacts import resolve
+    from mpo.scores import tell_unscored
     from mpo.show import evaluation_table, validation_table, yield_table
 
     settings = load(config, overrides or ())
@@ -90,28 +91,14 @@ def run(
     yield_table(found)
     validation_table(found)
     evaluation_table(found)
-    code = UNSCORED if _tell_unscored(found) else 0
+    unscored = tell_unscored(found.artifacts.items())
+    code = UNSCORED if unscored else 0
     if settings.evaluate.fail_on_regression and STAGES.index(until) >= STAGES.index("evaluate"):
         fallen = found.artifacts.evaluation.facts()["regressions"]
         if fallen:
             print(f"mpo: fell significantly: {', '.join(fallen)}", file=sys.stderr)
             code = FELL
     raise typer.Exit(code)
-
-
-def _tell_unscored(found: Run) -> bool:
-    """Name what has no score on standard error, a line for each kind of samples; whether there is any."""
-    from mpo.scores import read_scores
-
-    told = False
-    for name, artifact in found.artifacts.items():
-        missing = read_scores(artifact).missing if artifact.done and artifact.shards("scores") else []
-        if missing:
-            _, _, reason = missing[0]
-            line = f"{name.replace('_', ' ')}: {len(missing)} without a score, so in no choice and no mean"
-            print(f"mpo: {line}; the first: {reason}", file=sys.stderr)
-            told = True
-    return told
 
 
 @app.command()

@@ -103,10 +103,18 @@ def ablate(
     from mpo.pipeline import check
 
     for job in jobs:  # one arm's mistake is found before the others sample for an hour
-        check(job.run)
+        if job.todo():
+            check(job.run)
     failed = runner.run_all(jobs, parallel)
     from mpo.ablation_pages import show_results
+    from mpo.scores import tell_unscored
 
+    samples = {  # by artifact: what arms share is told once
+        made.name: (f"{job.run.config.name}, {name}", made)
+        for job in reversed(jobs)
+        for name, made in job.run.artifacts.items()
+    }
+    tell_unscored(samples.values())
     try:
         show_results(found, runner.jobs(every), names)
     except ValueError as error:

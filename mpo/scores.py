@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -112,3 +113,17 @@ def read_scores(artifact: Artifact) -> ScoreTable:
         p_yes=matrix("p_yes"),
         missing=[entry for entry in reasons if entry[2] is not None],
     )
+
+
+def tell_unscored(artifacts: Iterable[tuple[str, Artifact]]) -> bool:
+    """Say on standard error which of (name, artifact) hold samples without a score, a line each: how many,
+    and why the first has none. Returns whether there are any.
+    """
+    told = False
+    for name, artifact in artifacts:
+        missing = read_scores(artifact).missing if artifact.done and artifact.shards("scores") else []
+        if missing:
+            line = f"{name.replace('_', ' ')}: {len(missing)} without a score, so in no choice and no mean"
+            print(f"mpo: {line}; the first: {missing[0][2]}", file=sys.stderr)
+            told = True
+    return told
