@@ -136,16 +136,20 @@ def test_two_processes_give_what_one_gives(finished, tmp_path):
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
-def test_a_process_that_dies_does_not_lose_the_others_work(tiny_run, tmp_path):
-    config = tiny_run(tmp_path)  # shards 0 and 2 are the first process's, 1 the second's
-    codes = start_two(config, "--until", "generate", die="candidates-00001.parquet")
+@pytest.mark.parametrize(
+    "stage, kinds", [("generate", ("candidates", "latents", "conditioning")), ("score", ("scores",))]
+)
+def test_a_process_that_dies_does_not_lose_the_others_work(stage, kinds, tiny_run, tmp_path):
+    config, name = tiny_run(tmp_path), kinds[0]
+    # Shards 0 and 2 are the first process's, 1 the second's.
+    codes = start_two(config, "--until", stage, die=f"{name}-00001.parquet")
     assert codes[1] == -SIGKILL and codes[0] != 0
-    made = resolve(load(config)).artifacts.candidates
-    kept = [made.shard(kind, i) for i in (0, 2) for kind in ("latents", "conditioning", "candidates")]
+    made = getattr(resolve(load(config)).artifacts, name)
+    kept = [made.shard(kind, i) for i in (0, 2) for kind in kinds]
     assert all(file.is_file() for file in kept)
-    assert not made.shard("candidates", 1).exists() and not made.done
+    assert not made.shard(name, 1).exists() and not made.done
     written = [file.stat().st_mtime_ns for file in kept]
-    assert start(config, "--until", "generate") == 0 and made.done
+    assert start(config, "--until", stage) == 0 and made.done
     assert [file.stat().st_mtime_ns for file in kept] == written  # not made again
 
 
