@@ -118,7 +118,12 @@ class LoraTuning:
         if self._against_start:
             self._add_previous()
         self.policy, self.frozen = Denoiser(generator, generator.model), None
-        self._layers = [module for module in generator.model.modules() if isinstance(module, BaseTunerLayer)]
+        self._layers = [
+            (parent._modules, name, layer)
+            for parent in generator.model.modules()
+            for name, layer in parent.named_children()
+            if isinstance(layer, BaseTunerLayer)
+        ]
 
     @contextmanager
     def reference(self, policy: nn.Module) -> Iterator[nn.Module]:
@@ -130,12 +135,12 @@ class LoraTuning:
             self._refer(False)
 
     def _refer(self, on: bool) -> None:
-        """Run the reference's adapter, if it has one, in place of the trained one."""
-        for layer in self._layers:
+        """Run the reference's adapter, or the layer without any, in place of the trained one."""
+        for siblings, name, layer in self._layers:
             if self._against_start:  # not `set_adapter`, which takes the gradient from the other one
                 layer._active_adapter = [PREVIOUS if on else ADAPTER]
-            else:  # not `enable_adapters`, which first walks through the parameters of every adapter
-                layer._disable_adapters = on
+            else:  # not `disable_adapters`: a layer that is switched off costs more time than none
+                siblings[name] = layer.base_layer if on else layer
 
     def _add_previous(self) -> None:
         """A frozen copy of the adapter as it is now, without dropout."""
