@@ -7,18 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 from torch import Tensor, nn
 
 from generators.base import Conditioning, Samples
+from generators.loading import device_name, dtype_of, load_pipeline, precision
 from generators.schedules import RectifiedFlow, Schedule, VariancePreserving, flow_shift, prediction_type
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PipelineGenerator:
@@ -50,8 +47,10 @@ class PipelineGenerator:
         self.config = config
         self.family = config.family
         self.device = torch.device(device_name(config.device))
-        self.dtype = _choice("generator.dtype", config.dtype, DTYPES)
-        self.pipe = self._load(absent=(*self.conditioners, "vae") if denoiser_only else ())
+        self.dtype = dtype_of(config.dtype)
+        absent = (*self.conditioners, "vae") if denoiser_only else ()
+        self.pipe = load_pipeline(self.pipeline_class, config, self._dtypes, self.overrides, absent)
+        self.pipe.to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         self._check_size()
         self.schedule = self._schedule()
@@ -280,56 +279,3 @@ class PipelineGenerator:
     @property
     def _dtypes(self) -> dict[str, torch.dtype]:
         return {"default": self.dtype} | dict.fromkeys(self.float32_components, torch.float32)
-
-    def _load(self, absent: tuple[str, ...]) -> DiffusionPipeline:
-        path = self.config.path
-        folder = Path(path) if Path(path).is_dir() else self._download(absent)
-        if not (folder / "model_index.json").is_file():
-            raise FileNotFoundError(f"generator.path={path}: no model_index.json, so no diffusers pipeline")
-        index = self.pipeline_class.load_config(folder)
-        if index["_class_name"] != self.pipeline_class.__name__:
-            raise ValueError(
-                f"generator.path={path} is a {index['_class_name']}, "
-                f"generator.family={self.family} needs a {self.pipeline_class.__name__}"
-            )
-        components = self.overrides | dict.fromkeys(absent)
-        if "vae" in absent:  # a shell without weights, from which the pipeline reads its scale factors
-            autoencoder = getattr(diffusers, index["vae"][1])
-            with torch.device("meta"):
-                components["vae"] = autoencoder.from_config(autoencoder.load_config(folder, subfolder="vae"))
-        try:
-            pipe = self.pipeline_class.from_pretrained(folder, dtype=self._dtypes, **components)
-        except OSError as error:
-            raise FileNotFoundError(f"generator.path={path}: {str(error).splitlines()[0]}") from error
-        for name in absent:
-            setattr(pipe, name, None)
-        return pipe.to(self.device)
-
-    def _download(self, absent: tuple[str, ...]) -> Path:
-        """The folder in the hub's cache, filled from the hub where something is missing."""
-        components = self.overrides | dict.fromkeys(name for name in absent if name != "vae")
-        try:
-            return Path(self.pipeline_class.download(self.config.path, **components))
-        except OSError as error:
-            raise FileNotFoundError(
-                f"generator.path={self.config.path}: no such folder, and a model neither of the hub "
-                f"(as far as it can be reached) nor of its cache {HF_HUB_CACHE}"
-            ) from error
-
-
-def precision(model: nn.Module) -> torch.dtype:
-    """What `model.dtype` says, which first walks through all modules for hooks that nothing here sets."""
-    kept = getattr(model, "_keep_in_fp32_modules", None) or ()
-    names = (entry for entry in model.named_parameters() if not any(part in entry[0] for part in kept))
-    return next(parameter.dtype for _, parameter in names)
-
-
-def device_name(name: str) -> str:
-    """ "cuda" or "cpu" for "auto", by what is there."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _choice(key: str, value: str, allowed: dict[str, Any]) -> Any:
-    if value not in allowed:
-        raise ValueError(f"{key}={value}: not one of {', '.join(allowed)}")
-    return allowed[value]

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from generators.adapters import check_targets
-from generators.pipeline import device_name
+from generators.loading import device_name
 from mpo import foreign
 from mpo.artifacts import Round, Run, kept_weights, weights
 from mpo.config import GRANULARITIES, STAGES

@@ -6,7 +6,7 @@ from tiny_pipelines import generator_config
 
 from generators.adapters import FullTuning, LoraTuning, check_targets, load_adapter
 from generators.build import build_generator
-from generators.pipeline import precision
+from generators.loading import precision
 
 KIND = "stable_diffusion"
 
