@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ class ShardingTrainer(Trainer):
         ):  # its engine casts the policy; both must round alike
             frozen.to(next(self.tuning.policy.parameters()).dtype)
         return prepared
+
+    def inference(self) -> AbstractContextManager:
+        """The context of a pass without gradients. Not inference mode where weights are gathered: memory that
+        was first filled in it can take no part in a pass with gradients later."""
+        gathered = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        return torch.no_grad() if gathered else torch.inference_mode()
 
     def _clip_grad_norm(self, model: nn.Module):
         """Of what is trained; accelerate knows a sharded model by all its parameters."""

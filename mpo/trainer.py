@@ -94,7 +94,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         with self.accelerator.autocast():
             ref_prediction = None
             if self.args.loss != "mapo":
-                with torch.no_grad(), self.tuning.reference(model) as reference:
+                with self.inference(), self.tuning.reference(model) as reference:
                     ref_prediction = reference(x_t, timesteps, conditioning)
             prediction = model(x_t, timesteps, conditioning)
         offset = 0.0

@@ -13,15 +13,11 @@ from launching import variables
 from safetensors.torch import load_file
 
 WAYS = ("ddp", "fsdp2")  # of configs/accelerate/
-SHARDING = (  # what of them each process is told; none of it for DDP
-    "ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_AUTO_WRAP_POLICY", "FSDP_CPU_RAM_EFFICIENT_LOADING"
-)  # fmt: skip
 
 
 def start_two(way, *arguments):
     """Exit codes of two processes that train together."""
-    told = {name: value for name, value in variables(way).items() if name in SHARDING}
-    assert bool(told) == (way == "fsdp2")
+    told = {name: value for name, value in variables(way).items() if "FSDP" in name}  # none of it for DDP
     processes = together(one_process.run, arguments, arguments, **told)
     for process in processes:
         process.join()
