@@ -118,8 +118,6 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
         )
 
     several, count = config.evaluate.samples, config.generate.candidates
-    base = sampled("evaluate: base", made.base, heldout, several)
-    tuned = sampled("evaluate: tuned", made.tuned, heldout, several)
     planned: list[Step] = []
     for number, part in enumerate(made.rounds, 1):
         label = f"round {number}: " if len(made.rounds) > 1 else ""
@@ -129,33 +127,34 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
             planned.append(Step("score", "both of each pair", part.scores, 0, disk=None))
         else:
             candidates = sampled(f"{label}generate", part.candidates, train, count)
-            planned += [candidates, scored("score", part.scores, train * count, candidates.shards)]
+            planned += [candidates, scored(f"{label}score", part.scores, train * count, candidates.shards)]
         planned += [
-            Step("pair", config.objectives.granularity, part.pairs, 0),
-            _training_step(config, generator, part),
+            Step(f"{label}pair", config.objectives.granularity, part.pairs, 0),
+            _training_step(f"{label}train", config, generator, part),
         ]
         for step, (samples, scores) in part.validated.items():
             asked, each = len(run.validation_prompts), config.validate.samples
             drawn = sampled(f"validate: step {step}", samples, asked, each)
-            planned += [drawn, scored("", scores, asked * each, drawn.shards)]
+            planned += [drawn, scored(f"validate: step {step}", scores, asked * each, drawn.shards)]
         if part.selection:
-            planned.append(Step("", "best step", part.selection, 0, disk=_weights_bytes(config, generator)))
+            disk = _weights_bytes(config, generator)
+            planned.append(Step("validate", "best step", part.selection, 0, disk=disk))
+    sides = {
+        "base": (made.base, made.base_scores, made.base_facts),
+        "tuned": (made.tuned, made.tuned_scores, made.tuned_facts),
+    }
+    for side, (samples, scores, facts) in sides.items():
+        drawn = sampled(f"evaluate: {side}", samples, heldout, several)
+        planned += [drawn, scored(f"evaluate: {side}", scores, heldout * several, drawn.shards)]
+        if facts:
+            planned.append(scored(f"evaluate: {side}", facts, heldout * several, drawn.shards, "oracle"))
     return planned + [
-        base,
-        scored("", made.base_scores, heldout * several, base.shards),
-        tuned,
-        scored("", made.tuned_scores, heldout * several, tuned.shards),
-        *(
-            scored("", artifact, heldout * several, base.shards, "oracle")
-            for artifact in (made.base_facts, made.tuned_facts)
-            if artifact
-        ),
-        Step("", "base against tuned", made.evaluation, 0),
+        Step("evaluate", "base against tuned", made.evaluation, 0),
         Step("report", "report.html", made.report, 0),
     ]
 
 
-def _training_step(config: RunConfig, generator: ModelSize | None, part: Round) -> Step:
+def _training_step(stage: str, config: RunConfig, generator: ModelSize | None, part: Round) -> Step:
     train = config.train
     rows = train.steps * train.batch_size * 2
     also = "" if train.loss == "mapo" else ", each also by the reference"
@@ -163,7 +162,7 @@ def _training_step(config: RunConfig, generator: ModelSize | None, part: Round) 
     # what is exported, a checkpoint with its optimiser, and the steps that are to be validated
     disk = None if saved is None else saved * (4 + len(part.validated))
     work = f"{train.steps:,} steps x {train.batch_size} pairs, {train.mode}"
-    return Step("train", work, part.training, 0, f"{rows:,} denoiser rows{also}", disk)
+    return Step(stage, work, part.training, 0, f"{rows:,} denoiser rows{also}", disk)
 
 
 def count_questions(checklist: str) -> int | None:
