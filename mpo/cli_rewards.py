@@ -52,7 +52,7 @@ def register(app: typer.Typer) -> None:
 def vqa(
     media: Media,
     question: Annotated[list[str], typer.Option(help="A yes/no question; repeatable.")],
-    prompt: Annotated[str, typer.Option(help="What [[prompt]] in a question stands for.")] = "",
+    prompt: Annotated[str | None, typer.Option(help="What [[prompt]] in a question stands for.")] = None,
     reward: Reward = None,
     judge: Judge = None,
     settings: Settings = None,
@@ -63,20 +63,23 @@ def vqa(
 
     \b
     mpo vqa cat.png --question "Is there a cat?" --judge quickstart/weights/judge
-    mpo vqa clips/ --question 'Is it "[[prompt]]"?' --prompt "a cat" --reward configs/rewards/qwen_vl.yaml
+    mpo vqa pictures/ --question 'Is it "[[prompt]]"?' --prompt "a cat" --reward configs/rewards/qwen_vl.yaml
     """
     from rewards.build import assemble
-    from rewards.checklist import Checklist, Question
+    from rewards.checklist import PROMPT, Checklist, Question
 
+    if prompt is None and (unclear := [text for text in question if PROMPT in text]):
+        raise ConfigError(f"--question {unclear[0]!r}: --prompt is needed, which {PROMPT} stands for")
     asked = tuple(
         Question(f"question {n}", text, "answers", "answers", 1.0) for n, text in enumerate(question, 1)
     )
     used = replace(reward_settings(reward, judge, None, settings, cache), features={})  # of no question here
     found = assemble(used, Checklist("vqa", asked))
     items = find_media(media)
-    cards = _score(found, items, [prompt] * len(items))
+    cards = _score(found, items, [prompt or ""] * len(items))
     for card in cards:
-        for (name, p_yes), text in zip(card.p_yes.items(), question, strict=False):
+        texts = found.checklist.ask(card.prompt)
+        for (name, p_yes), text in zip(card.p_yes.items(), texts, strict=False):
             answer = "yes" if p_yes > 0.5 else "no"
             outside = card.outside[name]
             if as_json:
@@ -90,7 +93,7 @@ def vqa(
                 print(json.dumps(facts))
             else:
                 print(f"{answer:3}  P(yes) {p_yes:.4f}  neither {outside:.4f}  {card.item}  {text}")
-    _finish(cards)
+    _finish(_tell(cards))
 
 
 def score(
@@ -111,7 +114,7 @@ def score(
 
     \b
     mpo score cat.png --prompt "a cat" --reward configs/rewards/quickstart.yaml
-    mpo score clips/ --prompts prompts.txt --reward configs/rewards/qwen_vl.yaml --level dimension
+    mpo score pictures/ --prompts prompts.txt --reward configs/rewards/qwen_vl.yaml --level dimension
     mpo score cat.png --prompt "a cat" --judge FOLDER --checklist mine.yaml --csv scores.csv --plot bars.png
 
     An item that cannot be read or judged is named at the end, and the exit code is then 1.
@@ -122,8 +125,9 @@ def score(
 
     check_choice("--level", level, LEVELS)
     for option, path in (("--csv", table), ("--plot", plot)):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{option} {path}: no folder {path.parent}")
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            reason = "a folder; needed a file" if path.is_dir() else f"no folder {path.parent}"
+            raise ConfigError(f"{option} {path}: {reason}")
     items = find_media(media)
     texts = _prompts(prompt, prompts, len(items))
     found = load_reward(reward_settings(reward, judge, checklist, settings, cache))
@@ -137,11 +141,12 @@ def score(
             print("  ".join([f"{card.total:+.4f}", card.item, *parts]))
     if table is not None:
         write_csv(cards, found.names(level), level, table)
+    scored = _tell(cards)
     if plot is not None:
         from rewards.plot import plot_scorecards
 
         plot_scorecards(cards, "dimension", plot)
-    _finish(cards)
+    _finish(scored)
 
 
 def compare(
@@ -175,7 +180,7 @@ def compare(
         print(f"{'total':{width}} {result.total:+.4f}  (sum of weight x answer, {first} minus {second})")
         for name, value in result.dimensions.items():
             print(f"{name:{width}} {value:+.4f}")
-    _finish([result.first, result.second])
+    _finish(_tell([result.first, result.second]))
 
 
 def find_media(given: Sequence[str]) -> list[Path]:
@@ -222,9 +227,8 @@ def reward_settings(reward, judge, checklist, settings, cache):
     from rewards.settings import read_settings, read_yaml
 
     if (reward is None) == (judge is None):
-        raise ConfigError(
-            "a reward is needed: --reward configs/rewards/NAME.yaml, or --judge FOLDER with --checklist"
-        )
+        given = "both were given; name one reward" if reward else "a reward is needed"
+        raise ConfigError(f"{given}: --reward configs/rewards/NAME.yaml, or --judge FOLDER with --checklist")
     content: dict[str, Any] = dict(read_yaml(reward)) if reward else {"judge": judge}
     if checklist is not None:
         content["checklist"] = checklist
@@ -238,7 +242,10 @@ def reward_settings(reward, judge, checklist, settings, cache):
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise ConfigError(f"--set {entry}: {'.'.join(parents[:depth])} is a value")
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {entry}: not a YAML value") from None
     folder = cache or content.get("cache") or _user_cache()
     return read_settings({**content, "cache": str(folder)})
 
@@ -281,12 +288,17 @@ class warnings_in_a_line(warnings.catch_warnings):
         warnings.showwarning = lambda message, *_, **__: print(f"mpo: warning: {message}", file=sys.stderr)
 
 
-def _finish(cards: Sequence[Scorecard]) -> None:
-    """Notes and reasons on standard error; exit code `UNSCORED` when an item is missing."""
+def _tell(cards: Sequence[Scorecard]) -> bool:
+    """Put notes, and why items are missing, on standard error; whether every item was scored."""
     for note in dict.fromkeys(note for card in cards for note in card.notes):
         print(f"mpo: {note}", file=sys.stderr)
     missing = [card for card in cards if card.missing is not None]
     for card in missing:
         print(f"mpo: not scored: {card.missing}", file=sys.stderr)
-    if missing:
+    return not missing
+
+
+def _finish(scored: bool) -> None:
+    """End with exit code `UNSCORED` unless every item was scored."""
+    if not scored:
         raise typer.Exit(UNSCORED)

@@ -94,14 +94,14 @@ class RewardConfig:
     template: str | None = None  # prompt template with {question}; None: the judge's own chat template
     dtype: str = one_of("float32", *DTYPES)
     device: str = one_of("auto", *DEVICES)
-    batch_size: int = number(16, least=1)  # media encoded at once
+    batch_size: int | None = number(None, least=1)  # media encoded at once; None: 4 clips, 16 images
     frames: str = "per_second"  # frames of a clip: per_second (the release's rule) | uniform:n | first:n
     policy: str = one_of("release", "release", "strict")  # how a folder of the release's files is read
     questions: str = one_of("select", "select", "full")  # which of its question lists
     features: dict[str, dict[str, Any]] = field(
         default_factory=dict
     )  # checklist feature -> {kind: vqascore | clip | judge}
-    min_mass: float = number(0.5, least=0)  # least probability of yes and no together
+    min_mass: float = number(0.5, least=0, below=1)  # least probability of yes and no together
     cache: str | None = None  # score cache; None: <store>/score-cache
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rewards.judges.base import FeatureModel, Judge
     from rewards.vision_reward import VisionReward
 
+BATCH_SIZE = 16  # media in one pass of a judge, at most
 _FEATURE_KEYS = {
     "vqascore": ("path", "tokenizer", "dtype", "device", "batch_size", "allow_pickled_weights"),
     "clip": ("path", "processor", "dtype", "device", "batch_size"),
@@ -45,7 +46,7 @@ def assemble(settings: RewardSettings, checklist: Checklist) -> VisionReward:
         template=settings.template,
         dtype=settings.dtype,
         device=settings.device,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or BATCH_SIZE,
         frames=settings.frames,
     )
     wanted = [feature.id for feature in checklist.features]
@@ -55,7 +56,7 @@ def assemble(settings: RewardSettings, checklist: Checklist) -> VisionReward:
         name: load_feature(name, values, judge, settings) for name, values in settings.features.items()
     }
     cache = AnswerCache(settings.cache) if settings.cache else None
-    return VisionReward(judge, checklist, cache, features, min_mass=settings.min_mass)
+    return VisionReward(judge, checklist, cache, features, settings.min_mass, settings.batch_size)
 
 
 def load_judge(
@@ -64,7 +65,7 @@ def load_judge(
     template: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
-    batch_size: int = 16,
+    batch_size: int = BATCH_SIZE,
     frames: str = "per_second",
 ) -> Judge:
     """A judge from a folder or hub id: any image-text-to-text model of transformers, or CogVLM2 in the

@@ -25,6 +25,7 @@ from rewards.choice import check_choice
 LEVELS = ("total", "dimension", "subdimension", "question")
 CODINGS = ("signed", "binary")
 REDUCTIONS = ("sum", "mean")
+MODALITIES = ("image", "video")
 PROMPT = "[[prompt]]"
 
 
@@ -90,6 +91,7 @@ class Checklist:
     coding: `signed` counts yes as +1 and no as -1 (the release), `binary` as 1 and 0 (the paper's equation).
     reduction: `sum`, or `mean` over the columns that carry weight; each contribution is divided once, so
     every level still adds up to the total.
+    modality: `image` or `video`, where the questions make sense of one only.
     """
 
     name: str
@@ -97,8 +99,11 @@ class Checklist:
     coding: str = "signed"
     reduction: str = "sum"
     features: tuple[Feature, ...] = ()
+    modality: str | None = None
 
     def __post_init__(self):
+        if self.modality is not None:
+            check_choice(f"checklist {self.name}: modality", self.modality, MODALITIES)
         check_choice(f"checklist {self.name}: coding", self.coding, CODINGS)
         check_choice(f"checklist {self.name}: reduction", self.reduction, REDUCTIONS)
         object.__setattr__(self, "questions", tuple(self.questions))
@@ -212,8 +217,8 @@ class Checklist:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Checklist:
-        """A checklist from a YAML file: name, coding, reduction, `questions` and `features` as mappings
-        by id.
+        """A checklist from a YAML file: name, modality, coding, reduction, `questions` and `features` as
+        mappings by id.
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
@@ -221,7 +226,7 @@ class Checklist:
             raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise ValueError(f"{path}: a checklist is a mapping with `name` and `questions`")
-        _check_keys(str(path), content, ("name", "coding", "reduction", "questions", "features"))
+        _check_keys(str(path), content, ("name", "modality", "coding", "reduction", "questions", "features"))
         for key in ("name", "questions"):
             if not content.get(key):
                 raise ValueError(f"{path}: `{key}` is missing")
@@ -236,6 +241,7 @@ class Checklist:
         """Writes the file that `from_yaml` reads."""
         content: dict[str, Any] = {
             "name": self.name,
+            **({"modality": self.modality} if self.modality else {}),
             "coding": self.coding,
             "reduction": self.reduction,
             "questions": {question.id: _entry(question) for question in self.questions},

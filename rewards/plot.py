@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from rewards.scorecard import Scorecard
 
-MOST = 12  # items drawn one by one; of more, the mean
+MOST = 10  # items drawn one by one, as many as there are colours; of more, the mean
 
 
 def plot_scorecards(cards: Sequence[Scorecard], level: str, path: str | Path) -> None:
-    """Writes a PNG with a bar for every column of a level: per item, or the mean of more than twelve."""
+    """Writes a PNG with a bar for every column of a level: per item, or the mean of more than ten."""
     scored = [card for card in cards if card.missing is None]
     if not scored:
         raise ValueError(f"{path}: no item has a score, so there is nothing to plot")

@@ -147,6 +147,7 @@ def read_release(folder: str | Path, modality: str, policy: str, questions: str)
         coding="signed",
         reduction="sum" if modality == "image" else "mean",
         features=features,
+        modality=modality,
     )
 
 
@@ -213,7 +214,8 @@ def _read_weights(path: Path) -> list[float]:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON ({error})") from None
     if isinstance(content, dict):
-        if any(content.get("intercept", [])):
+        intercept = content.get("intercept", 0)
+        if any(intercept if isinstance(intercept, list) else [intercept]):
             raise ValueError(f"{path}: intercept {content['intercept']}, needed 0")
         content = content.get("coef")
     if not isinstance(content, list) or not content:

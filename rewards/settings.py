@@ -11,7 +11,7 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rewards.choice import check_choice
+from rewards.choice import check_choice, check_number
 
 KINDS = ("transformers", "cogvlm2")
 
@@ -26,7 +26,8 @@ class RewardSettings:
     kind: transformers | cogvlm2; None: told from the judge's config.json.
     template: prompt with `{question}`; None: the judge's own.
     dtype: float32 | bfloat16 | float16. device: auto | cpu | cuda.
-    batch_size: media encoded at once, at most; halved while memory does not suffice.
+    batch_size: media encoded at once, at most, None: 4 clips or 16 images; halved while memory does not
+    suffice.
     frames: frames of a clip, `per_second` (the release's rule), `uniform:n` or `first:n`.
     features: feature id -> kind (vqascore | clip | judge) and the keywords of its `load`, such as `path`.
     min_mass: least probability of yes and no together.
@@ -39,7 +40,7 @@ class RewardSettings:
     template: str | None = None
     dtype: str = "float32"
     device: str = "auto"
-    batch_size: int = 16
+    batch_size: int | None = None
     frames: str = "per_second"
     policy: str = "release"
     questions: str = "select"
@@ -65,18 +66,21 @@ def read_settings(config: str | Path | Mapping | Any) -> RewardSettings:
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{where}: {error.full_key or 'settings'}: {reason}") from None
-    if settings.batch_size < 1:
-        raise ValueError(f"{where}: batch_size {settings.batch_size} must be 1 or more")
+    if settings.batch_size is not None:
+        check_number(f"{where}: batch_size", settings.batch_size, least=1)
+    check_number(f"{where}: min_mass", settings.min_mass, least=0, below=1)
     return settings
 
 
 def read_yaml(path: str | Path) -> Mapping[str, Any]:
     """The mapping in a reward's YAML file."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
+        raise ValueError(
+            f"{path}: {'a folder' if Path(path).is_dir() else 'no such file'}; needed a YAML file"
+        )
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: a reward is a mapping with `judge` and `checklist`")

@@ -28,7 +28,8 @@ class VisionReward:
     and with it the score.
     min_mass: least probability that yes and no must hold together, on average over an item's questions. An
     item below is missing; when all are, the judge is not answering yes or no at all and that is an error.
-    chunk: items held in memory at once; None: 4 clips, 16 images.
+    chunk: items held in memory at once, which the judge gets together; None: 4 clips, 16 images.
+    ValueError for a checklist of clips with a judge of images, or the other way round.
     """
 
     def __init__(
@@ -47,6 +48,11 @@ class VisionReward:
         self.min_mass = min_mass
         self.chunk = chunk or (4 if judge.modality == "video" else 16)
         require_features(checklist, self.features)
+        if checklist.modality not in (None, judge.modality) and judge.modality != "any":
+            raise ValueError(
+                f"checklist {checklist.name} asks about {checklist.modality}s, {judge.name} judges "
+                f"{judge.modality}s"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -81,9 +87,9 @@ class VisionReward:
         watch = _Watch(self.judge.name, self.min_mass)
         items = zip(media, prompts, strict=True)
         while chunk := list(islice(items, self.chunk)):
-            cards = self._score_chunk(chunk, watch)
-            watch.stop_if_silent()
-            yield from cards
+            yield from self._score_chunk(chunk, watch)
+            watch.warn_if_silent()
+        watch.stop_if_silent()
         watch.warn_if_same()
 
     def _score_chunk(self, chunk: list[tuple], watch: _Watch) -> list[Scorecard]:
@@ -110,6 +116,11 @@ class VisionReward:
         if self.judge.modality not in (media.kind, "any"):
             return Failure(
                 f"{media.source}: {media.kind} given, {self.judge.name} judges {self.judge.modality}s"
+            )
+        if self.checklist.modality not in (media.kind, None):
+            return Failure(
+                f"{media.source}: {media.kind} given, checklist {self.checklist.name} asks about "
+                f"{self.checklist.modality}s"
             )
         return media
 
@@ -218,6 +229,7 @@ class _Watch:
         self.min_mass = min_mass
         self.answered: dict[str, tuple[bool, ...]] = {}  # by content
         self.first_reason: str | None = None
+        self.warned = False
 
     def check(self, result: Answers | Failure, media: Media) -> Answers | Failure:
         """The same result, or a failure when yes and no hold too little of the probability."""
@@ -237,9 +249,20 @@ class _Watch:
         self.answered[media.digest] = tuple((result.p_yes > 0.5).tolist())
         return result
 
+    @property
+    def silent(self) -> bool:
+        """Whether every item so far was left without yes and no."""
+        return self.first_reason is not None and not self.answered
+
+    def warn_if_silent(self) -> None:
+        """Warns once, so that a judge that does not answer is known long before the last item."""
+        if self.silent and not self.warned:
+            warnings.warn(f"no item has answers so far; {self.first_reason}", stacklevel=3)
+            self.warned = True
+
     def stop_if_silent(self) -> None:
-        """ValueError when every item so far was left without yes and no."""
-        if self.first_reason and not self.answered:
+        """ValueError when no item has answers."""
+        if self.silent:
             raise ValueError(self.first_reason)
 
     def warn_if_same(self) -> None:

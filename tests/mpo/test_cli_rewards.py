@@ -86,6 +86,10 @@ def test_score_prints_a_line_an_item_and_writes_tables(folder, capsys):
         (["--csv", "nowhere/o.csv"], "--csv nowhere/o.csv: no folder nowhere"),
         (["--set", "dtype=float32", "--set", "dtype.x=1"], "--set dtype.x=1: dtype is a value"),
         (["--set", "frames=uniform:0"], "frames: 'uniform:0' is unknown"),
+        (["--csv", "pictures"], "--csv pictures: a folder; needed a file"),
+        (["--set", "features.fit=[judge"], "--set features.fit=[judge: not a YAML value"),
+        (["--set", "min_mass=2"], "min_mass = 2: must be at least 0 and below 1"),
+        (["--judge", "judge"], "both were given; name one reward"),
     ],
 )
 def test_options_that_cannot_be_are_one_line_before_anything_is_scored(folder, capsys, option, said):
@@ -102,6 +106,13 @@ def test_one_broken_item_does_not_stop_the_others(folder, capsys):
     assert code == 1 and len(out) == 3
     assert err[-2].startswith("mpo: not scored: pictures/broken.png: neither an image nor a video")
     assert err[-1] == "mpo: not scored: absent.png: no such file"
+
+
+def test_a_plot_of_nothing_is_refused_after_the_reasons(folder, capsys):
+    words = ["absent.png", "--prompt", "x", "--reward", "reward.yaml", "--plot", "o.png"]
+    code, _, err = run(capsys, "score", *words)
+    assert code == 2 and not Path("o.png").exists()
+    assert err[-2:] == ["mpo: not scored: absent.png: no such file", err[-1]] and "nothing to plot" in err[-1]
 
 
 def test_json_holds_everything(folder, capsys):
@@ -130,7 +141,10 @@ def test_vqa(folder, capsys):
     assert code == 0 and len(out) == 2
     assert out[0].endswith("pictures/noise0.png  Is it clear") and out[0].split()[0] in ("yes", "no")
     _, asked, _ = run(capsys, *words, "--prompt", "a cat", "--reward", "reward.yaml", "--json")
-    first = json.loads(asked[0])
+    first, second = map(json.loads, asked)
+    assert second["question"] == 'Is it "a cat"' and out[1].endswith(second["question"])
+    code, unasked, err = run(capsys, *words, "--reward", "reward.yaml")
+    assert code == 2 and not unasked and "--prompt is needed" in err[0]
     assert (first["p_yes"] > 0.5) == (first["answer"] == "yes")
     scored = run(
         capsys, "score", "pictures/noise0.png", "--prompt", "a cat", "--reward", "reward.yaml", "--json"
@@ -167,6 +181,8 @@ def test_compare_subtracts_sums(folder, capsys):
         (["score", "pictures", "--reward", "reward.yaml"], "prompts are needed"),
         (["score", "pictures", "--prompt", "x"], "a reward is needed"),
         (["score", "pictures", "--prompt", "x", "--reward", "absent.yaml"], "absent.yaml: no such file"),
+        (["score", "pictures", "--prompt", "x", "--reward", "pictures"], "pictures: a folder; needed a YAML"),
+        (["score", "pictures", "--prompt", "x", "--reward", "binary.yaml"], "binary.yaml: not valid YAML"),
         (
             ["score", "pictures", "--prompt", "x", "--reward", "reward.yaml", "--level", "dimensions"],
             "'dimension'",
@@ -188,6 +204,7 @@ def test_compare_subtracts_sums(folder, capsys):
 )
 def test_what_the_user_can_mend_is_one_line(words, reason, folder, capsys):
     Path("two.txt").write_text("a\nb\n")
+    Path("binary.yaml").write_bytes(b"\x89PNG")
     Path("cache").mkdir(exist_ok=True)
     code, out, err = run(capsys, *words)
     assert code == 2 and not out and len(err) == 1 and reason in err[0]

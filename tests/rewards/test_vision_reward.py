@@ -5,8 +5,10 @@ import math
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -170,11 +172,56 @@ def test_a_feature_that_is_not_a_number_is_a_missing_score_and_not_kept(tmp_path
 
 def test_a_judge_that_says_neither_is_an_error():
     reward = VisionReward(CountingJudge(mass=0.3), CHECKLIST)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError) as caught, pytest.warns(UserWarning, match="no item has answers so far"):
         reward.score(PICTURES, ["red"] * 3)
     assert "yes and no hold 30.0% of the probability" in str(caught.value)
     assert "counting" in str(caught.value) and "template" in str(caught.value)
     assert VisionReward(CountingJudge(mass=0.3), CHECKLIST, min_mass=0.2).score(PICTURES[0], "red").total
+
+
+def test_silence_is_told_early_and_is_an_error_where_no_item_has_answers_in_any_order():
+    class Hesitant(CountingJudge):
+        def answer(self, media, questions):
+            self.mass = 0.9 if media[0].digest == load_media(PICTURES[0]).digest else 0.3
+            return super().answer(media, questions)
+
+    for pictures, silent in ((PICTURES, [False, True, True]), (PICTURES[::-1], [True, True, False])):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cards = VisionReward(Hesitant(), CHECKLIST, chunk=1).score(pictures, "red")
+        assert [card.missing is not None for card in cards] == silent
+        told = [str(entry.message) for entry in caught if "no item has answers so far" in str(entry.message)]
+        assert len(told) == silent[0]
+
+
+def test_the_judge_gets_as_many_items_together_as_batch_size_says(tmp_path, tiny_vlm, pictures):
+    CHECKLIST.to_yaml(tmp_path / "checklist.yaml")
+    settings = {"judge": tiny_vlm("llava"), "checklist": tmp_path / "checklist.yaml", "min_mass": 0}
+    for given, expected in ({}, [16, 4]), ({"batch_size": 20}, [20]), ({"batch_size": 15}, [15, 5]):
+        reward = load_reward({key: str(value) for key, value in settings.items()} | {"device": "cpu"} | given)
+        together, answer = [], reward.judge.answer
+        reward.judge.answer = lambda media, asked: together.append(len(media)) or answer(media, asked)  # noqa: B023
+        reward.score([Image.new("RGB", (8, 8), (n, 0, 0)) for n in range(20)], "red")
+        assert together == expected
+        assert reward.judge.batch_size == given.get("batch_size", 16)
+
+
+def test_what_a_checklist_is_not_about_is_missing(tmp_path):
+    replace(CHECKLIST, modality="video").to_yaml(tmp_path / "clips.yaml")
+    clips = Checklist.from_yaml(tmp_path / "clips.yaml")
+    assert clips.modality == "video"
+    clip = np.zeros((3, 8, 8, 3), np.uint8)
+    card, scored = VisionReward(CountingJudge(), clips).score([PICTURES[0], clip], "red")
+    assert card.missing == "image: image given, checklist colours asks about videos"
+    assert scored.missing is None
+
+    class OfImages(CountingJudge):
+        modality = "image"
+
+    with pytest.raises(ValueError, match="checklist colours asks about videos, counting judges images"):
+        VisionReward(OfImages(), clips)
+    with pytest.raises(ValueError, match="modality 'film' is unknown; allowed: image, video"):
+        replace(CHECKLIST, modality="film")
 
 
 def test_all_answers_alike_is_a_warning():
