@@ -3,6 +3,7 @@
 _HEAD = """\
 # A checklist: yes/no questions, each phrased so that "yes" is good.
 #
+# modality: image or video; without it the questions are asked about both.
 # coding: signed counts a yes as +1 and a no as -1, binary as 1 and 0.
 # reduction: sum, or mean over the questions that carry weight.
 # weight: 1.0 until weights are learned from preferences (mpo fit-weights).
@@ -11,6 +12,7 @@ _HEAD = """\
 # [[prompt]] stands for the prompt of the item.
 # Graded questions (very / somewhat / not at all) tell items apart better than a single one.
 name: {name}
+modality: {modality}
 coding: signed
 reduction: sum
 questions:
@@ -120,4 +122,4 @@ TEMPLATES = {"image": _IMAGE, "video": _VIDEO}
 
 def template(kind: str, name: str) -> str:
     """YAML text of a checklist called `name`; kind: image | video."""
-    return _HEAD.format(name=name) + TEMPLATES[kind]
+    return _HEAD.format(name=name, modality=kind) + TEMPLATES[kind]

@@ -91,4 +91,5 @@ def test_templates_are_sound_checklists(tmp_path, kind):
     path = tmp_path / "mine.yaml"
     path.write_text(template(kind, "mine"))
     loaded = Checklist.from_yaml(path)
-    assert loaded.name == "mine" and review(loaded) == [] and len(loaded.dimensions) >= 4
+    assert (loaded.name, loaded.modality) == ("mine", kind)
+    assert review(loaded) == [] and len(loaded.dimensions) >= 4
