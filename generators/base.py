@@ -47,6 +47,7 @@ class Conditioning:
 
     @staticmethod
     def cat(batches: Sequence[Conditioning]) -> Conditioning:
+        """All rows of the batches, in order; each batch has the same names."""
         return Conditioning(
             {name: torch.cat([batch[name] for batch in batches]) for name in batches[0].tensors}
         )

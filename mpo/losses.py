@@ -34,6 +34,7 @@ class LossOutput:
 
     @property
     def margins(self) -> Tensor:
+        """[B] by how much the winner's implicit reward exceeds the loser's."""
         return self.chosen_rewards - self.rejected_rewards
 
     @property
