@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import re
-import struct
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from rewards.tables import Embedded
 
 PER_SECOND = "per_second"
 MAX_SECONDS = 24  # VisionReward's limit: one frame a second, at most this many
+_STILL = {"TIFF": "pages", "MPO": "pictures"}  # what several frames are in formats that do not move
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +76,16 @@ def load_media(
     if not isinstance(source, (str, Path)):
         raise ValueError(f"media: {type(source).__name__} given, needed a path, a PIL image or a uint8 array")
     path = Path(source)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path}: the file is empty")
-    return _read_image(path, str(path)) or _read_video(path, frames)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{path}: a folder, needed a file")
+        if not path.is_file():
+            raise ValueError(f"{path}: no such file")
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path}: the file is empty")
+        return _read_image(path, str(path)) or _read_video(path, frames)
+    except PermissionError:
+        raise ValueError(f"{path}: no permission to read it") from None
 
 
 def sample_indices(timestamps: Sequence[float], frames: str) -> list[int]:
@@ -113,26 +118,35 @@ def _read_image(file: Path | io.BytesIO, name: str) -> Media | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                count = getattr(image, "n_frames", 1)
+                count, still = getattr(image, "n_frames", 1), _STILL.get(image.format)
                 image.load()
                 rgb = _to_rgb(image, name)
     except Image.UnidentifiedImageError:
         return None
     except Image.DecompressionBombError:
         raise ValueError(f"{name}: more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels") from None
-    except (OSError, SyntaxError, EOFError, struct.error) as error:
-        raise ValueError(f"{name}: damaged image ({error})") from None
-    notes = (f"{name}: animated, only the first of {count} frames was seen",) if count > 1 else ()
-    return _image_media(rgb, name, notes)
+    except (_Unusable, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # PIL's readers fail in every way on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: damaged image ({reason})") from None
+    if count == 1:
+        return _image_media(rgb, name, ())
+    seen = f"{count} {still}, only the first" if still else f"animated, only the first of {count} frames"
+    return _image_media(rgb, name, (f"{name}: {seen} was seen",))
+
+
+class _Unusable(ValueError):
+    """A whole image that cannot be judged."""
 
 
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     """8-bit RGB, upright. PIL clips 16-bit grey to white, so that is scaled here."""
     if 0 in image.size:
-        raise ValueError(f"{where}: the image is empty ({image.width}x{image.height})")
+        raise _Unusable(f"{where}: the image is empty ({image.width}x{image.height})")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
-        raise ValueError(f"{where}: floating-point pixels have no known range; save it with 8 or 16 bits")
+        raise _Unusable(f"{where}: floating-point pixels have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if image.mode == "I" and values.max() <= 255:
@@ -186,12 +200,11 @@ def _read_video(path: Path, frames: str) -> Media:
             if index in wanted:
                 taken[index] = _rgb(frame.asnumpy())
     except (RuntimeError, decord.DECORDError, StopIteration) as error:
-        reason = re.sub(r"(?is).*\berror:?", "", str(error)).strip()
-        if reason.startswith("reading "):
-            reason = "an unknown format, or damaged"
-        if "video stream" in reason:
+        reason = "an unknown format, or damaged"  # decord's own text is about its source
+        if "cannot find video stream" in str(error):
             reason = "it has no video stream"
-        reason = reason or "it ends before its last frame"
+        elif isinstance(error, StopIteration):
+            reason = "it ends before its last frame"
         raise ValueError(f"{path}: neither an image nor a video that can be read ({reason})") from None
     finally:
         del reader  # closes the file

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from generators.saving import write_clip
 from rewards.media import load_media, sample_indices
 
 CLIPS = Path(__file__).parents[1] / "golden" / "media"
@@ -150,6 +151,17 @@ def test_animated_gif_shows_its_first_frame_and_says_so(tmp_path):
     assert media.notes == (f"{tmp_path / 'moves.gif'}: animated, only the first of 2 frames was seen",)
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "several"), [("a.tif", "TIFF", "pages"), ("a.jpg", "MPO", "pictures")]
+)
+def test_several_still_pictures_are_called_what_they_are(name, format, several, tmp_path):
+    first, second = quarters(), quarters().transpose(Image.Transpose.ROTATE_180)
+    first.save(tmp_path / name, format, save_all=True, append_images=[second])
+    media = load_media(tmp_path / name)
+    assert corners(media.image) == ["red", "green", "blue", "white"]
+    assert media.notes == (f"{tmp_path / name}: 2 {several}, only the first was seen",)
+
+
 def test_extreme_shapes(tmp_path):
     Image.new("RGB", (10_000, 10), RED).save(tmp_path / "long.png")
     assert load_media(tmp_path / "long.png").image.size == (10_000, 10)
@@ -170,26 +182,42 @@ def test_more_pixels_than_memory_is_one_line(tmp_path):
 
 def broken_files(folder: Path) -> dict[Path, str]:
     quarters().save(folder / "whole.png")
-    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:60])
+    whole = (folder / "whole.png").read_bytes()
+    (folder / "cut.png").write_bytes(whole[:60])
+    (folder / "header.png").write_bytes(whole.replace(b"IHDR", b"XXXX"))  # decord takes it for a picture
+    quarters().save(folder / "pages.tif", save_all=True, append_images=[quarters()])
+    pages = (folder / "pages.tif").read_bytes()
+    (folder / "cut.tif").write_bytes(pages[: len(pages) // 2])
+    noise = np.random.default_rng(0).integers(0, 256, (24, 48, 64, 3), dtype=np.uint8)
+    write_clip(noise, folder / "whole.mp4", 8)  # its index comes first, so that decord opens what is left
+    clip = (folder / "whole.mp4").read_bytes()
+    for percent in (50, 99):
+        (folder / f"{percent}.mp4").write_bytes(clip[: len(clip) * percent // 100])
     (folder / "text.mp4").write_text("this is not a video")
     (folder / "text.png").write_text("this is not an image")
     (folder / "nothing.jpg").touch()
     (folder / "noise.mp4").write_bytes(bytes(range(256)) * 20)
     (folder / "cut.mp4").write_bytes((CLIPS / "odd.mp4").read_bytes()[:900])
     shutil.copy(CLIPS / "no_frames.mp4", folder)
+    unclear = r"neither an image nor a video that can be read \(an unknown format, or damaged\)$"
     return {
         folder / "cut.png": "damaged image",
+        folder / "cut.tif": r"damaged image \(Missing dimensions\)$",
+        folder / "header.png": unclear,
+        folder / "50.mp4": unclear,
+        folder / "99.mp4": unclear,
         folder / "text.mp4": r"neither an image nor a video that can be read \(it looks like text\)",
-        folder / "noise.mp4": r"can be read \(an unknown format, or damaged\)",
+        folder / "noise.mp4": unclear,
         folder / "text.png": "neither an image nor a video",
         folder / "nothing.jpg": "the file is empty",
         folder / "cut.mp4": "neither an image nor a video",
         folder / "no_frames.mp4": "it has no video stream",
         folder / "absent.png": "no such file",
-        folder: "no such file",
+        folder: ": a folder, needed a file$",
     }
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # of PIL, about the cut TIFF
 def test_what_cannot_be_read_is_one_clear_line(tmp_path):
     for path, words in broken_files(tmp_path).items():
         with pytest.raises(ValueError, match=words) as caught:
@@ -199,6 +227,27 @@ def test_what_cannot_be_read_is_one_clear_line(tmp_path):
         load_media(3)
     with pytest.raises(ValueError, match="floating-point"):
         load_media(Image.fromarray(np.zeros((4, 4), dtype=np.float32)))
+
+
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    """Root may read everything, so the refusal is made up."""
+    path = tmp_path / "a.png"
+    quarters().save(path)
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for place in ("PIL.Image.open", "pathlib.Path.is_dir"):  # the file, or a folder above it
+        with monkeypatch.context() as patched:
+            patched.setattr(place, refuse)
+            with pytest.raises(ValueError, match=f"^{path}: no permission to read it$"):
+                load_media(path)
+
+
+def test_a_whole_image_that_cannot_be_judged_is_not_called_damaged(tmp_path):
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/a.tif: floating-point pixels have no known range"):
+        load_media(tmp_path / "a.tif")
 
 
 def test_digest_is_of_the_pixels(tmp_path):
