@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import urllib.error
 import urllib.request
+from http.client import HTTPException, IncompleteRead
 from pathlib import Path
 
 from rewards.choice import check_choice
@@ -98,6 +98,7 @@ def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()
-    except (urllib.error.URLError, TimeoutError) as error:
-        reason = getattr(error, "reason", error)
+    except (OSError, HTTPException) as error:
+        broken = isinstance(error, IncompleteRead)
+        reason = "the connection broke off" if broken else getattr(error, "reason", error)
         raise ValueError(f"{url}: {reason}; on a machine without internet use --from FOLDER") from None
