@@ -69,7 +69,7 @@ class CogVLM2Judge(Asking):
         # What is small first: without a tokenizer nobody should wait for the weights.
         try:
             config = read_config(path)
-        except OSError as error:
+        except (OSError, TypeError) as error:  # TypeError: fields of the wrong kind
             raise ValueError(f"{path}: this model cannot be loaded: {one_line(error)}") from None
         processor = CogVLM2Processor.from_pretrained(path, config, template)
         model = load_weights(CogVLM2ForCausalLM, path, dtype, device, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ NO_REMOTE_CODE = {"trust_remote_code": False}
 def load_weights(model_class, path: str | Path, dtype: str, device: str, **options) -> PreTrainedModel:
     """`model_class.from_pretrained(path)` for inference; ValueError in one line where weights are wrong.
 
-    dtype: float32 | bfloat16 | float16. device: auto | cpu | cuda. Other options go to `from_pretrained`.
+    dtype: float32 | bfloat16 | float16. device: see `pick_device`. Other options go to `from_pretrained`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"{path}: dtype {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
+    place = pick_device(device)
     check_place(path)
     try:
         with quiet():
@@ -40,11 +42,11 @@ def load_weights(model_class, path: str | Path, dtype: str, device: str, **optio
         raise ValueError(f"{path}: damaged weights ({one_line(error)})") from None
     except pickle.UnpicklingError:  # torch's own text tells how to run the code in it
         raise ValueError(f"{path}: its pickled weights are damaged or hold more than tensors") from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # with another architecture's config.json, transformers fails in any way
         raise ValueError(f"{path}: this model cannot be loaded: {one_line(error)}") from None
     check_keys(path, info)
     if "device_map" not in options and not getattr(model, "quantization_method", None):
-        model = model.to(pick_device(device))
+        model = model.to(place)
     return model.eval().requires_grad_(False)
 
 
@@ -118,10 +120,16 @@ def check_keys(path: str | Path, info: dict) -> None:
 
 
 def pick_device(device: str) -> torch.device:
-    """auto: CUDA when there is one, the CPU otherwise."""
+    """auto: CUDA when there is one, the CPU otherwise. ValueError for a device that is none or not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
+    allowed = "allowed: auto, cpu, cuda, or cuda:N with a GPU's number"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device {device!r} is unknown; {allowed}")
+    picked, count = torch.device(device), torch.cuda.device_count()
+    if picked.type == "cuda" and (picked.index or 0) >= count:
+        raise ValueError(f"device {device!r} is not here: torch finds {count} GPUs; {allowed}")
+    return picked
 
 
 def one_line(error: Exception, limit: int = 300) -> str:

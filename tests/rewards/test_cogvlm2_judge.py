@@ -226,6 +226,24 @@ def test_wrong_folders_say_so_in_one_line(tmp_path):
         CogVLM2Judge.load(FOLDER / "image", dtype="half", device="cpu")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hidden_size": "sixty"},
+        {"num_attention_heads": 0},
+        {"vision_config": "none"},
+        {"vision_config": {"hidden_size": "sixty"}},
+    ],
+)
+def test_a_config_that_makes_no_model_is_one_clear_line(change, tmp_path):
+    shutil.copytree(FOLDER / "video", tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match="odd: this model cannot be loaded: ") as caught:
+        load_judge(tmp_path / "odd", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the release's weights and recorded scores lie in ../shared")
 @pytest.mark.parametrize("kind", ["image", "video"])
 def test_answers_and_score_of_the_release(kind, monkeypatch):

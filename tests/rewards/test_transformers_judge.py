@@ -1,5 +1,6 @@
 """One pass over a shared picture equals one question at a time, on tiny random models of several families."""
 
+import json
 import shutil
 
 import numpy as np
@@ -223,6 +224,23 @@ def test_broken_folders_are_one_clear_line(tiny_vlm, tmp_path):
         with pytest.raises(ValueError, match=words) as caught:
             load_judge(folder, device="cpu")
         assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"text_config": {"model_type": "llama", "hidden_size": "sixty"}},
+        {"text_config": {"model_type": "llama", "num_attention_heads": 7}},  # of 4096
+        {"vision_config": "none"},
+    ],
+)
+def test_a_config_that_makes_no_model_is_one_clear_line(change, tiny_vlm, tmp_path):
+    folder = copy_without(tiny_vlm("llava"), tmp_path / "odd")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ValueError, match="odd: this model cannot be loaded: ") as caught:
+        load_judge(folder, device="cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_keys_that_do_not_match_are_named(tiny_vlm, tmp_path):

@@ -187,6 +187,14 @@ def test_what_cannot_be_loaded_says_so(folder, tmp_path):
         VQAScore.load(tmp_path, folder, dtype="float32", device="cpu")
 
 
+def test_a_folder_of_another_architecture_is_one_clear_line(folder):
+    """Its decoder's fields make no T5: 32 is no multiple of the 12 heads that CLIP then has."""
+    other = Path(__file__).parents[1] / "golden" / "cogvlm2" / "image"
+    with pytest.raises(ValueError, match="image: this model cannot be loaded: .* not a multiple") as caught:
+        VQAScore.load(other, folder, dtype="float32", device="cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_pickled_weights_are_read_only_where_it_is_said(folder, score, tmp_path):
     for file in folder.iterdir():
         if file.suffix != ".safetensors":
