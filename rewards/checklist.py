@@ -222,6 +222,8 @@ class Checklist:
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not a YAML file, since it is not text in UTF-8") from None
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):

@@ -167,6 +167,14 @@ def test_bad_checklists_are_one_clear_line(content, words, tmp_path):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_binary_file_is_no_checklist(tmp_path):
+    (tmp_path / "c.png").write_bytes(b"\x89PNG\r\n")
+    with pytest.raises(
+        ValueError, match=f"^{tmp_path}/c.png: not a YAML file, since it is not text in UTF-8"
+    ):
+        Checklist.from_yaml(tmp_path / "c.png")
+
+
 def test_wrong_shapes_and_levels_are_refused():
     with pytest.raises(ValueError, match=r"answers \[5\], needed \[..., 6\]"):
         CHECKLIST.score(torch.zeros(5))
