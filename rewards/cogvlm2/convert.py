@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -88,8 +88,10 @@ def convert_sat(
     source: a folder, a tar, or the parts of a tar, see `open_sat`. tokenizer: folder or hub id whose
     tokenizer is put beside the weights, since the release has none (a Llama 3 tokenizer, as in
     zai-org/cogvlm2-llama3-chat-19B). dtype: bfloat16 | float16 | float32; None: as stored. At most one shard
-    is in memory; a second call goes on after the last whole shard. progress: told the bytes written so far
-    and all in all. ValueError for weights without a place.
+    is in memory; a second call goes on after the last whole shard. Shards of earlier conversions are removed
+    once the new ones are complete. progress: told the bytes written so far and all in all.
+    FileNotFoundError where there is no checkpoint; ValueError for a damaged one, for weights that do not
+    match the model, and where the disk is too small.
     """
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
@@ -116,17 +118,22 @@ def convert_sat(
         vocabulary.save_pretrained(out)
     config.save_pretrained(out)
     _write(out / INDEX, lambda path: path.write_text(json.dumps(index, indent=1)))
+    _remove_others(out, shards)
     return out
 
 
 def our_names(checkpoint: SATCheckpoint) -> dict[str, str]:
     """Our name of every tensor to SAT's, in SAT's order; ValueError for a tensor that no rule names."""
     names: dict[str, str] = {}
+    strays = []
     for theirs in checkpoint.tensors:
         ours = next((match.expand(to) for rule, to in RULES if (match := rule.fullmatch(theirs))), None)
         if ours is None:
-            raise ValueError(f"{checkpoint.name}: {theirs} has no place in {CogVLMForCausalLM.__name__}")
-        names[ours] = theirs
+            strays.append(theirs)
+        else:
+            names[ours] = theirs
+    if strays:
+        raise ValueError(_mismatch(checkpoint, {"without a place": strays}))
     shared = [name for name in names if ".*." in name]  # one tensor there, one a layer here
     for name in shared:
         theirs = names.pop(name)
@@ -141,13 +148,15 @@ def our_config(checkpoint: SATCheckpoint, names: dict[str, str]) -> CogVLM2Confi
 
     def shape(name: str) -> torch.Size:
         if name not in names:
-            raise ValueError(f"{checkpoint.name}: no tensor for {name}")
+            raise ValueError(f"{checkpoint.name}: no tensor for {name}, which tells the model's size")
         return checkpoint.tensors[names[name]].shape
 
     sat = checkpoint.config
-    eva = sat.get("eva_args", {})
-    if "num_attention_heads" not in eva:
-        raise ValueError(f"{checkpoint.name}: its model_config.json has no eva_args.num_attention_heads")
+    eva = sat.get("eva_args")
+    if not isinstance(eva, dict) or not isinstance(eva.get("num_attention_heads"), int):
+        raise ValueError(
+            f"{checkpoint.name}: its model_config.json has no number at eva_args.num_attention_heads"
+        )
     vocabulary, width = shape("model.embed_tokens.weight")
     head_dim = 2 * shape("model.layers.0.self_attn.rotary_emb.inv_freq")[0]
     fused = shape("model.layers.0.self_attn.language_expert_query_key_value.weight")[0]
@@ -209,13 +218,26 @@ def _check(checkpoint: SATCheckpoint, names: dict[str, str], config: CogVLM2Conf
     """ValueError unless every weight of the model is there, in its shape, and none is left over."""
     with torch.device("meta"):
         expected = {name: value.shape for name, value in CogVLMForCausalLM(config).state_dict().items()}
-    for name in sorted(expected.keys() | names.keys()):
-        if name not in names:
-            raise ValueError(f"{checkpoint.name}: no tensor for {name}")
-        found = checkpoint.tensors[names[name]].shape
-        if expected.get(name) != found:
-            needed = list(expected[name]) if name in expected else "no such weight"
-            raise ValueError(f"{checkpoint.name}: {names[name]} is {list(found)}, needed {needed} for {name}")
+    found = {name: checkpoint.tensors[theirs].shape for name, theirs in names.items()}
+    faults = {
+        "missing": sorted(expected.keys() - found.keys()),
+        "without a place": sorted(names[name] for name in found.keys() - expected.keys()),
+        "of the wrong shape": [
+            f"{names[name]} is {list(found[name])}, needed {list(expected[name])} for {name}"
+            for name in sorted(expected.keys() & found.keys())
+            if found[name] != expected[name]
+        ],
+    }
+    if any(faults.values()):
+        raise ValueError(_mismatch(checkpoint, faults))
+
+
+def _mismatch(checkpoint: SATCheckpoint, faults: dict[str, list[str]]) -> str:
+    """One line that says how many tensors have each fault, and names the first three."""
+    listed = "; ".join(
+        f"{len(names)} {fault} (first: {', '.join(names[:3])})" for fault, names in faults.items() if names
+    )
+    return f"{checkpoint.name}: weights do not match {CogVLMForCausalLM.__name__}: {listed}"
 
 
 def _shards(sizes: dict[str, int], limit: int) -> dict[str, list[str]]:
@@ -239,6 +261,8 @@ def _write_shards(checkpoint, names, shards, sizes, dtype, out: Path, progress) 
     needed, free = sum(sizes[name] for file in todo for name in shards[file]), shutil.disk_usage(out).free
     if needed > free:
         raise ValueError(f"{out}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+    if any((out / file).exists() for file in todo):
+        (out / INDEX).unlink(missing_ok=True)  # until the new one it would name shards of two conversions
     total, done = sum(sizes.values()), 0
     for file, part in shards.items():
         if file in todo:
@@ -252,13 +276,24 @@ def _write_shards(checkpoint, names, shards, sizes, dtype, out: Path, progress) 
 
 def _is_whole(path: Path, names: list[str], label: dict[str, str]) -> bool:
     """Whether an earlier call wrote this shard from the same checkpoint."""
-    if not path.is_file():
-        return False
+    found, keys = _read_header(path) if path.is_file() else ({}, set())
+    return found == label and keys == set(names)
+
+
+def _remove_others(out: Path, shards: Collection[str]) -> None:
+    """Removes what earlier conversions wrote and the index does not name; files of other origin stay."""
+    for path in out.glob("model-*-of-*.safetensors*"):
+        if path.name not in shards and (path.suffix == ".part" or "source" in _read_header(path)[0]):
+            path.unlink()
+
+
+def _read_header(path: Path) -> tuple[dict[str, str], set[str]]:
+    """The label of a shard and the names of its tensors; nothing of a damaged one."""
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() == label and set(file.keys()) == set(names)
+            return file.metadata() or {}, set(file.keys())
     except SafetensorError:
-        return False
+        return {}, set()
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:

@@ -82,6 +82,7 @@ def open_sat(source: str | Path | Sequence[str | Path]) -> Iterator[SATCheckpoin
     """The checkpoint in a folder, a tar, or the parts of a tar (`split_part_*`, given or in a folder).
 
     A checkpoint is `latest`, which names a folder, `model_config.json`, and that folder's weights.
+    FileNotFoundError where one of them is not there, or several are; ValueError for a damaged one.
     """
     paths = [Path(source)] if isinstance(source, str | Path) else sorted(map(Path, source))
     label = " … ".join(str(path) for path in dict.fromkeys((paths[0], paths[-1])))
@@ -89,16 +90,32 @@ def open_sat(source: str | Path | Sequence[str | Path]) -> Iterator[SATCheckpoin
         files = _files(paths, label, stack)
         latest = _only(label, [name for name in files if name.split("/")[-1] == "latest"])
         base = latest.removesuffix("latest")
-        with files[f"{base}latest"]() as file:
-            iteration = file.read().decode().strip()
+        iteration = _text(files, label, latest).strip()
         parts = sorted(name for name in files if name.startswith(f"{base}{iteration}/mp_rank_"))
-        name = _only(f"{label}/{base}{iteration}", parts)
+        name = _only(f"{label}/{latest} names {iteration!r}", parts)
         if f"{base}model_config.json" not in files:
-            raise FileNotFoundError(f"{label}: no model_config.json beside {base}latest")
-        with files[f"{base}model_config.json"]() as file:
-            config = json.load(file)
+            raise FileNotFoundError(f"{label}: no model_config.json beside {latest}")
+        config = _config(files, label, f"{base}model_config.json")
         weights = stack.enter_context(files[name]())
         yield SATCheckpoint(f"{label}/{name}", config, weights)
+
+
+def _text(files: dict[str, Callable[[], BinaryIO]], label: str, name: str) -> str:
+    with files[name]() as file:
+        try:
+            return file.read().decode()
+        except UnicodeDecodeError:
+            raise ValueError(f"{label}/{name}: damaged, it is not text") from None
+
+
+def _config(files: dict[str, Callable[[], BinaryIO]], label: str, name: str) -> dict:
+    try:
+        config = json.loads(_text(files, label, name))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{label}/{name}: not valid JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{label}/{name}: {type(config).__name__} given, needed an object")
+    return config
 
 
 def _only(where: str, names: list[str]) -> str:

@@ -1,106 +1,26 @@
-"""A made-up SAT checkpoint of the tiny image model, as a folder, a tar and parts of one, to safetensors."""
+"""A SAT checkpoint of the tiny image model, as a folder, a tar and parts of one, to safetensors."""
 
 import json
 import random
-import re
-import tarfile
 import tracemalloc
+import weakref
 import zipfile
 
 import numpy as np
 import pytest
 import torch
 from golden_cogvlm2 import FOLDER, judge, picture, recorded
+from made_up_sat import CONFIG, sat_name, save_parts, save_sat, weights
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from rewards.cogvlm2 import convert
 from rewards.cogvlm2.convert import convert_sat
 from rewards.cogvlm2.modeling import CogVLM2ForCausalLM
+from rewards.cogvlm2.sat import SATCheckpoint
 from rewards.judges.cogvlm2 import CogVLM2Judge
-
-CONFIG = {
-    "num_layers": 2,
-    "hidden_size": 64,
-    "inner_hidden_size": 96,
-    "num_attention_heads": 4,
-    "num_multi_query_heads": 2,
-    "layernorm_epsilon": 1e-5,
-    "image_length": 4,
-    "eva_args": {"num_layers": 2, "hidden_size": 32, "inner_hidden_size": 48, "num_attention_heads": 2},
-}
-ATTENTION = "transformer.layers.{}.attention"
-LAYERS = {  # ours, within a layer: SAT's
-    "input_layernorm.weight": "transformer.layers.{}.input_layernorm.weight",
-    "post_attention_layernorm.weight": "transformer.layers.{}.post_attention_layernorm.weight",
-    "self_attn.language_expert_query_key_value.weight": f"{ATTENTION}.query_key_value.weight",
-    "self_attn.language_expert_dense.weight": f"{ATTENTION}.dense.weight",
-    "self_attn.vision_expert_query_key_value.weight": "mixins.rotary.vision_query_key_value_list.{}.weight",
-    "self_attn.vision_expert_query_key_value.bias": "mixins.rotary.vision_query_key_value_list.{}.bias",
-    "self_attn.vision_expert_dense.weight": "mixins.rotary.vision_dense_list.{}.weight",
-    "self_attn.rotary_emb.inv_freq": "mixins.rotary.rotary_emb.inv_freq",
-    "mlp.language_mlp.up_proj.weight": "transformer.layers.{}.mlp.dense_h_to_4h.weight",
-    "mlp.language_mlp.down_proj.weight": "transformer.layers.{}.mlp.dense_4h_to_h.weight",
-    "mlp.language_mlp.gate_proj.weight": "mixins.mlp.gate_proj.{}.weight",
-    "mlp.vision_mlp.up_proj.weight": "mixins.mlp.vision_dense_h_to_4h_list.{}.weight",
-    "mlp.vision_mlp.down_proj.weight": "mixins.mlp.vision_dense_4h_to_h_list.{}.weight",
-    "mlp.vision_mlp.gate_proj.weight": "mixins.mlp.vision_gate_proj.{}.weight",
-}
-WHOLE = {
-    "model.embed_tokens.weight": "transformer.word_embeddings.weight",
-    "model.norm.weight": "transformer.final_layernorm.weight",
-    "lm_head.weight": "mixins.lm.lm_head.weight",
-}
-VISION = (
-    ("patch_embedding.proj", "vit_model.mixins.patch_embedding.proj"),
-    ("patch_embedding.cls_embedding", "vit_model.transformer.word_embeddings.weight"),
-    ("patch_embedding.position_embedding", "vit_model.transformer.position_embeddings"),
-    ("mlp.fc1", "mlp.dense_h_to_4h"),
-    ("mlp.fc2", "mlp.dense_4h_to_h"),
-    ("transformer.layers.", "vit_model.transformer.layers."),
-)
-
-
-def sat_name(name: str) -> str:
-    if name in WHOLE:
-        return WHOLE[name]
-    if match := re.match(r"model\.layers\.(\d+)\.(.+)", name):
-        return LAYERS[match[2]].format(match[1])
-    name = name.removeprefix("model.vision.")
-    for ours, theirs in VISION:
-        name = name.replace(ours, theirs)
-    return f"mixins.eva.{name}"
-
-
-def weights() -> dict[str, torch.Tensor]:
-    return load_file(FOLDER / "image" / "model.safetensors")
-
-
-def save_sat(folder, state=None, config=CONFIG, extra=None):
-    """A SAT checkpoint of the tiny image model, in bfloat16 unless `state` is given."""
-    state = state or {sat_name(name): tensor.bfloat16() for name, tensor in weights().items()}
-    (folder / "1").mkdir(parents=True)
-    (folder / "latest").write_text("1")
-    (folder / "model_config.json").write_text(json.dumps(config))
-    torch.save(
-        {"module": state, "iteration": 1, **(extra or {})}, folder / "1" / "mp_rank_00_model_states.pt"
-    )
-    return folder
-
-
-def save_parts(folder, size=100_003):
-    """The same as parts of a tar, cut in the middle of anything, as the release has them."""
-    (folder / "ckpts").mkdir(parents=True)
-    with tarfile.open(folder / "all.tar", "w") as tar:
-        tar.add(save_sat(folder / "sat"), "VisionReward_Image")
-    data = (folder / "all.tar").read_bytes()
-    (folder / "all.tar").unlink()
-    for number, start in enumerate(range(0, len(data), size)):
-        name = f"split_part_{chr(97 + number // 26)}{chr(97 + number % 26)}"
-        (folder / "ckpts" / name).write_bytes(data[start : start + size])
-    return folder / "ckpts"
 
 
 @pytest.mark.parametrize("form", ["folder", "parts", "list of parts"])
@@ -173,21 +93,37 @@ def test_a_killed_conversion_goes_on(tmp_path, monkeypatch):
     assert torch.equal(
         CogVLM2ForCausalLM.from_pretrained(out).model.layers[1].mlp.vision_mlp.up_proj.weight, expected
     )
-    # another checkpoint in the same place is not mistaken for this one
+    # another checkpoint in the same place is not mistaken for this one, nor a mixture for either
     other = {sat_name(name): tensor.bfloat16() * 2 for name, tensor in weights().items()}
-    convert_sat(save_sat(tmp_path / "other", other), out, shard_bytes=100_000)
+    save_sat(tmp_path / "other", other)
+    saved.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(convert, "save_file", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert_sat(tmp_path / "other", out, shard_bytes=100_000)
+    assert not (out / convert.INDEX).exists()
+    convert_sat(tmp_path / "other", out, shard_bytes=100_000)
     assert torch.equal(
         CogVLM2ForCausalLM.from_pretrained(out).model.layers[1].mlp.vision_mlp.up_proj.weight, expected * 2
     )
 
 
-def test_one_shard_in_memory(tmp_path):
-    """A model of 1 MB in shards of 0.2 MB and in one: the peak grows with the shard, not with the model."""
+def test_one_shard_in_memory(tmp_path, monkeypatch):
+    """The tensors alive at any time are at most those of the largest shard."""
+    handed, held, read = [], [], SATCheckpoint.read
+
+    def counted(self, name):
+        tensor = read(self, name)
+        handed.append(weakref.ref(tensor))
+        held.append(sum(alive.nbytes for one in handed if (alive := one()) is not None))
+        return tensor
+
+    monkeypatch.setattr(SATCheckpoint, "read", counted)
     state = {sat_name(name): tensor for name, tensor in weights().items()}
-    source = save_sat(tmp_path / "release", state)
-    small = peak_of(lambda: convert_sat(source, tmp_path / "small", shard_bytes=200_000))
-    large = peak_of(lambda: convert_sat(source, tmp_path / "large", shard_bytes=10**9))
-    assert large - small > 600_000
+    out = convert_sat(save_sat(tmp_path / "release", state), tmp_path / "out", shard_bytes=200_000)
+    shards = [load_file(path) for path in out.glob("model-*.safetensors")]
+    assert len(shards) > 4
+    assert max(held) == max(sum(tensor.nbytes for tensor in shard.values()) for shard in shards)
 
 
 def peak_of(run) -> int:
@@ -215,11 +151,24 @@ def test_tensors_that_share_a_buffer(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"transformer.extra.weight": torch.zeros(1)}, "transformer.extra.weight has no place in CogVLMFor"),
-        ({"mixins.eva.boi": None}, "no tensor for model.vision.boi"),
+        (
+            {f"transformer.extra.{letter}": torch.zeros(1) for letter in "abcd"},
+            r"CogVLMForCausalLM: 4 without a place \(first: transformer.extra.a, \S+.b, \S+.extra.c\)$",
+        ),
+        ({"mixins.eva.boi": None}, r"CogVLMForCausalLM: 1 missing \(first: model.vision.boi\)$"),
+        (
+            {"mixins.eva.boi": None, "mixins.eva.eoi": None, "mixins.eva.conv.extra": torch.zeros(1)},
+            r"2 missing \(first: model.vision.boi, \S+.eoi\); 1 without a place \(first: mixins.eva.conv.e",
+        ),
         ({"mixins.rotary.rotary_emb.inv_freq": None}, "no tensor for model.layers.0.self_attn.rotary_emb"),
-        ({"mixins.eva.eoi": torch.zeros(3)}, r"mixins.eva.eoi is \[3\], needed \[1, 1, 64\]"),
-        ({"mixins.mlp.gate_proj.1.weight": None}, "no tensor for model.layers.1.mlp.language_mlp.gate_proj"),
+        (
+            {"mixins.eva.eoi": torch.zeros(3)},
+            r"1 of the wrong shape \(first: mixins.eva.eoi is \[3\], needed \[1, 1, 64\] for model.vision.e",
+        ),
+        (
+            {"mixins.mlp.gate_proj.1.weight": None},
+            r"1 missing \(first: model.layers.1.mlp.language_mlp.gate_proj",
+        ),
     ],
 )
 def test_every_tensor_is_placed_or_named(change, message, tmp_path):
@@ -277,6 +226,51 @@ def test_wrong_sources_say_so(tmp_path):
     (damaged / "1" / "mp_rank_00_model_states.pt").write_bytes(b"no zip")
     with pytest.raises(ValueError, match="not a checkpoint of torch 1.6 or later, or damaged"):
         convert_sat(damaged, out)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("latest", b"\xff\xfe1", "release/latest: damaged, it is not text$"),
+        ("latest", b"7", "release/latest names '7': needed one SAT checkpoint .* found nothing$"),
+        ("model_config.json", b"\xff\xfe1", "release/model_config.json: damaged, it is not text$"),
+        ("model_config.json", b'{"num_layers": 2', r"release/model_config.json: not valid JSON \(.* line 1"),
+        ("model_config.json", b"[]", "release/model_config.json: list given, needed an object$"),
+        ("model_config.json", b"{}", r"model_config.json has no number at eva_args.num_attention_heads$"),
+        ("model_config.json", b'{"eva_args": 2}', "has no number at eva_args.num_attention_heads$"),
+    ],
+)
+def test_a_broken_file_beside_the_weights_is_named(file, content, message, tmp_path):
+    source = save_sat(tmp_path / "release")
+    (source / file).write_bytes(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        convert_sat(source, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_of_earlier_conversions_go_once_the_new_ones_are_complete(tmp_path, monkeypatch):
+    source, out = save_sat(tmp_path / "release"), tmp_path / "out"
+    convert_sat(source, out, dtype="float32", shard_bytes=200_000)
+    before = set(out.glob("model-*"))
+    (out / "model-00002-of-00099.safetensors.part").write_bytes(b"half a shard")
+    save_file({"theirs": torch.zeros(1)}, out / "model-00001-of-00098.safetensors")  # not of a conversion
+    write = convert._write
+
+    def stop_at_the_index(path, content):
+        if path.name == convert.INDEX:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(convert, "_write", stop_at_the_index)
+        with pytest.raises(KeyboardInterrupt):
+            convert_sat(source, out, dtype="bfloat16", shard_bytes=200_000)
+    assert before < set(out.glob("model-*"))  # until then the old model can be loaded
+    convert_sat(source, out, dtype="bfloat16", shard_bytes=200_000)
+    named = set(json.loads((out / convert.INDEX).read_text())["weight_map"].values())
+    left = {path.name for path in out.glob("model-*")}
+    assert left == named | {"model-00001-of-00098.safetensors"}
+    assert CogVLM2ForCausalLM.from_pretrained(out).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("gone", [0, 2, -1])
