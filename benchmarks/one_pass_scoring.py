@@ -186,13 +186,16 @@ def memory(field: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    known = (*JUDGES, "all")
+    listed = f"any of {', '.join(known)}, the default"
+    parser.add_argument("judges", nargs="*", choices=known, default="all", metavar="JUDGE", help=listed)
+    counts = range(1, len(QUESTIONS) + 1)
     parser.add_argument(
-        "judges", nargs="*", metavar="JUDGE", help=f"any of {', '.join(JUDGES)}; default: all"
+        "--questions", type=int, nargs="+", choices=counts, metavar="N", help=f"up to {len(QUESTIONS)}"
     )
-    parser.add_argument("--questions", type=int, nargs="+", metavar="N", help=f"up to {len(QUESTIONS)}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    for name in arguments.judges or JUDGES:
+    for name in JUDGES if "all" in arguments.judges else arguments.judges:
         build, sizes, target, needed = JUDGES[name]
         judge, media = build()
         compare(judge, media, tuple(arguments.questions or sizes), target, needed)
