@@ -129,10 +129,12 @@ class Checklist:
 
     @property
     def dimensions(self) -> tuple[str, ...]:
+        """Names of the D dimensions, in the order of the columns."""
         return tuple(dict.fromkeys(column.dimension for column in self.columns))
 
     @property
     def subdimensions(self) -> tuple[str, ...]:
+        """Names of the S sub-dimensions, in the order of the columns."""
         return tuple(dict.fromkeys(column.subdimension for column in self.columns))
 
     def names(self, level: str) -> tuple[str, ...]:

@@ -40,14 +40,17 @@ class Scorecard:
 
     @property
     def dimensions(self) -> dict[str, float]:
+        """Contribution of each dimension; empty for a missing item."""
         return self.level("dimension")
 
     @property
     def subdimensions(self) -> dict[str, float]:
+        """Contribution of each sub-dimension; empty for a missing item."""
         return self.level("subdimension")
 
     @property
     def questions(self) -> dict[str, float]:
+        """Contribution of each scored question and feature; empty for a missing item."""
         return self.level("question")
 
     def level(self, name: str) -> dict[str, float]:

@@ -104,6 +104,7 @@ class CLIPT5ForConditionalGeneration(T5ForConditionalGeneration):
         self.post_init()
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """What the encoder gets of pictures [I, 3, S, S]: [I, patches, H]."""
         return self.mm_projector(self.vision_tower(pixel_values))
 
 

@@ -71,6 +71,7 @@ class CogVLM2Config(PreTrainedConfig):
 
     @property
     def head_dim(self) -> int:
+        """Width of an attention head."""
         return self.hidden_size // self.num_attention_heads
 
 
@@ -96,7 +97,8 @@ def read_config(path: str | Path, **kwargs) -> CogVLM2Config:
     """The configuration in a folder or hub repository, told by its `architectures` alone.
 
     Released files have no usable `model_type`, and their `auto_map` names remote code. `kwargs` are those of
-    `from_pretrained` (revision, token, ...). ValueError for another architecture.
+    `from_pretrained` (revision, token, ...). FileNotFoundError for a folder without config.json, another
+    OSError where the hub has none; ValueError for another architecture.
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise FileNotFoundError(f"{path}: no config.json in this folder")

@@ -44,6 +44,7 @@ class Rotary(nn.Module):
 
     @staticmethod
     def frequencies(head_dim: int) -> Tensor:
+        """Radians a position [D / 2], float32 with bfloat16's digits."""
         exact = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
         return exact.bfloat16().float()
 
@@ -75,6 +76,8 @@ def by_expert(hidden: Tensor, expert: Tensor | None, language: Callable, vision:
 
 
 class MLP(nn.Module):
+    """Llama's gated MLP: [..., H] to [..., H]."""
+
     def __init__(self, config: CogVLM2Config):
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]
@@ -87,6 +90,8 @@ class MLP(nn.Module):
 
 
 class ExpertMLP(nn.Module):
+    """[B, L, H] to [B, L, H]: an MLP for text and, with experts, one for image tokens."""
+
     def __init__(self, config: CogVLM2Config):
         super().__init__()
         self.language_mlp = MLP(config)
@@ -143,6 +148,8 @@ class ExpertAttention(nn.Module):
 
 
 class DecoderLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each normalised before it: [B, L, H] to [B, L, H]."""
+
     def __init__(self, config: CogVLM2Config, layer_idx: int):
         super().__init__()
         self.self_attn = ExpertAttention(config, layer_idx)

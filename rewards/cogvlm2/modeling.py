@@ -29,6 +29,8 @@ from rewards.cogvlm2.vision import PatchEmbedding, VisionModel
 
 
 class CogVLM2PreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of either model: its config, first weights and where it splits."""
+
     config_class = CogVLM2Config
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -60,7 +62,10 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
         self.post_init()
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
-        """Embeddings [B, L, H]; those of type 1 are, in order, what the tower sees in `pixel_values`."""
+        """Embeddings [B, L, H]; those of type 1 are, in order, what the tower sees in `pixel_values`.
+
+        ValueError where that is more or less than they have place for.
+        """
         embeds = self.embed_tokens(input_ids)
         if pixel_values is None:
             return embeds
@@ -90,6 +95,8 @@ class CogVLM2Model(CogVLM2PreTrainedModel):
         token_type_ids [B, L]: 1 for image tokens, 0 for text (the default). pixel_values [I, 3, S, S]: the
         pictures or frames of the whole batch, in reading order. attention_mask: [B, L] with 0 for padding, or
         a boolean [B, 1, L, cached + L]. position_ids [B, L] follow from the types, except behind a cache.
+        ValueError where they are left out there, and where pictures make more or fewer tokens than the types
+        have place for.
         """
         if token_type_ids is None:
             like = input_ids if inputs_embeds is None else inputs_embeds[..., 0]

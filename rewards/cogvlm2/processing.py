@@ -68,6 +68,7 @@ class CogVLM2Processor:
 
     @classmethod
     def from_pretrained(cls, path, config: CogVLM2Config, template: str | None = None) -> CogVLM2Processor:
+        """With the tokenizer in a folder or on the hub; ValueError in one line where there is none."""
         return cls(load_tokenizer(path), config, template)
 
     def pixels(self, media: Media, device: torch.device | str = "cpu") -> Tensor:
@@ -89,6 +90,7 @@ class CogVLM2Processor:
         return self.encode(prompt(query, self.template, history))
 
     def encode(self, text: str) -> list[int]:
+        """Ids of a text alone, without a first token."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def __call__(

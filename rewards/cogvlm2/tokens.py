@@ -71,4 +71,5 @@ class Prefix:
 
     @property
     def next_position(self) -> int:
+        """Position of the first token of the text."""
         return int(self.position_ids[-1]) + 1

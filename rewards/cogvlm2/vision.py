@@ -15,7 +15,7 @@ from rewards.cogvlm2.configuration import CogVLM2Config, CogVLM2VisionConfig
 
 
 class PatchEmbedding(nn.Module):
-    """Patches row by row, after a class token, plus learned positions."""
+    """Pixels [I, 3, S, S] to [I, L, h]: patches row by row, after a class token, plus learned positions."""
 
     def __init__(self, config: CogVLM2VisionConfig):
         super().__init__()
@@ -47,6 +47,8 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
+    """Two linear layers: [I, L, h] to [I, L, h]."""
+
     def __init__(self, config: CogVLM2VisionConfig):
         super().__init__()
         self.activation = ACT2FN[config.hidden_act]
@@ -73,6 +75,8 @@ class VisionLayer(GradientCheckpointingLayer):
 
 
 class VisionTransformer(nn.Module):
+    """The tower's layers, without a final norm: [I, L, h] to [I, L, h]."""
+
     def __init__(self, config: CogVLM2VisionConfig):
         super().__init__()
         self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.num_hidden_layers))

@@ -100,7 +100,11 @@ class FeatureModel(Protocol):
     name: str
     fingerprint: str
 
-    def measure(self, media: Sequence[Media], prompts: Sequence[str]) -> list[float | Failure]: ...
+    def measure(self, media: Sequence[Media], prompts: Sequence[str]) -> list[float | Failure]:
+        """The number of each pair of `media[i]` and `prompts[i]`, or why it has none: as many as there are
+        media.
+        """
+        ...
 
     def notes(self, prompt: str) -> Sequence[str]:
         """What is to be said beside a value for this prompt, such as that it was cut."""
