@@ -1,40 +1,22 @@
-"""What each process of a run will hold in memory, estimated from configs and headers. Imports no torch.
-
-Activations are fits to what autograd keeps of SD 1.5's UNet and the transformers of SD 3.5 and Wan, good to
-about a third: of a transformer some 40 numbers a token, channel and layer, of a UNet some 10 a place, channel
-and residual block, and 32 a transformer block. With checkpointing the inputs of each block remain, and all of
-one block while it is recomputed.
-"""
+"""What each process of a run will hold in memory, estimated from configs and headers. Imports no torch."""
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from mpo.config import RunConfig
+from mpo.config import ConfigError, RunConfig
+from mpo.model_size import DENOISERS, ModelSize
 
-if TYPE_CHECKING:
-    from mpo.plan import ModelSize
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-DENOISERS = ("unet", "transformer")
 MOMENTS = {"adamw": 8, "adamw_8bit": 2, "paged_adamw": 8, "paged_adamw_8bit": 2, "adafactor": 0}  # bytes each
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-_ADDED = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-LORA_TARGETS = {  # of the families whose own are others than _ATTENTION
-    "flux": _ATTENTION + _ADDED,
-    "stable_diffusion_3": tuple(f"attn.{name}" for name in _ATTENTION + _ADDED),
-}
-_LAYER = 40  # numbers that autograd keeps of a transformer's layer, a token and channel
-_RESIDUAL = 10  # ... of a UNet's residual block, a place and channel
-_KEPT = 1.2  # ... of a layer that is recomputed
-_KEPT_UNET = 3.2
+_BFLOAT16 = {"sample": ("generator.dtype", "bfloat16"), "score": ("reward.dtype", "bfloat16")}
+_ON_GPUS = "shard it over GPUs with MPO_ACCELERATE=configs/accelerate/fsdp2.yaml"
 
 
 @dataclass(frozen=True)
@@ -60,21 +42,15 @@ class Training:
         return self.frozen + self.trained + (self.activations or 0)
 
 
-def lora_targets(config: RunConfig) -> tuple[str, ...]:
-    """The ends of the names of the modules that get an adapter."""
-    return tuple(config.train.lora.targets or LORA_TARGETS.get(config.generator.family, _ATTENTION))
-
-
 def trained_parameters(config: RunConfig, generator: ModelSize) -> int:
+    """How many numbers training changes: the adapter's, or all of the denoiser."""
     if config.train.mode == "lora":
         return config.train.lora.rank * generator.adapted
-    return sum(generator.parameters.get(name, 0) for name in DENOISERS)
+    return generator.denoiser
 
 
-def training(
-    config: RunConfig, generator: ModelSize, rows: int | None = None, shards: Sharding | None = None
-) -> Training:
-    """The need of training on `rows` rows at once: winners and losers of a micro-batch, if not given.
+def training(config: RunConfig, generator: ModelSize, shards: Sharding | None = None) -> Training:
+    """The need of training on the winners and losers of a micro-batch at once.
 
     Not counted: the block that FSDP gathers whole while it works, and buffers of communication.
     """
@@ -87,92 +63,30 @@ def training(
     else:  # a full fine-tune is in float32, and so is its reference
         frozen = 0 if train.loss == "mapo" else generator.bytes("float32", *DENOISERS)
     halved = train.precision != "no" or (train.mode == "lora" and config.generator.dtype != "float32")
-    rows = 2 * train.micro_batch_size if rows is None else rows
     each = generator.activations[train.gradient_checkpointing] if generator.activations else None
-    return Training(frozen / of_weights, trained, each and each * rows * (2 if halved else 4))
-
-
-# ---- architectures ----
-
-
-def activations(denoiser: dict[str, Any], latent: tuple[int, int, int]) -> tuple[float, float] | None:
-    """Numbers that autograd keeps of a row: without and with checkpointing. `latent`: frames, height, width.
-
-    None for an architecture whose config has other names.
-    """
-    frames, height, width = latent
-    if "block_out_channels" in denoiser:
-        return _unet(denoiser, height * width)
-    names = ("num_attention_heads", "attention_head_dim", "num_layers")
-    heads, depth, layers = (denoiser.get(name) for name in names)
-    if not (heads and depth and layers):
-        return None
-    layers += denoiser.get("num_single_layers") or 0
-    patch, patch_frames = denoiser.get("patch_size") or 1, 1
-    if isinstance(patch, list):
-        patch_frames, patch = patch[0], patch[1]
-    if denoiser.get("_class_name") == "FluxTransformer2DModel":
-        patch = 2  # its latents are packed before it sees them
-    tokens = math.ceil(frames / patch_frames) * (height // patch) * (width // patch)
-    text = denoiser.get("max_text_seq_length") or (0 if frames > 1 else 333)
-    layer = (tokens + text) * heads * depth
-    return _LAYER * layer * layers, _KEPT * layer * layers + _LAYER * layer
-
-
-def _unet(denoiser: dict[str, Any], places: int) -> tuple[float, float]:
-    """Over the levels of a UNet, each at half the side of the one before it, down and up again."""
-    channels, levels = denoiser["block_out_channels"], len(denoiser["block_out_channels"])
-    down = denoiser.get("down_block_types") or [""] * levels
-    blocks = denoiser.get("layers_per_block", 2)
-    deep = denoiser.get("transformer_layers_per_block", 1)
-    deep = deep if isinstance(deep, list) else [deep] * levels
-    residual = attention = inputs = largest = 0.0
-    for level, width in enumerate(channels):
-        size = places / 4**level * width
-        count = 2 * blocks + 1 + (2 if level == levels - 1 else 0)  # down, up, and the middle at the last
-        residual += count * size
-        inputs += count * size
-        if "Attn" in down[level] or "Attention" in down[level]:
-            attention += (2 * blocks + 1) * deep[level] * size
-            inputs += (2 * blocks + 1) * size
-            largest = max(largest, deep[level] * size)
-    attention += deep[-1] * places / 4 ** (levels - 1) * channels[-1]  # the middle's
-    block = 0.8 * _LAYER
-    return _RESIDUAL * residual + block * attention, _KEPT_UNET * inputs + block * largest
-
-
-def latent_scale(vae: dict[str, Any]) -> int:
-    """Pixels along the side of one place of the latent."""
-    return 2 ** (len(vae.get("dim_mult") or vae.get("block_out_channels") or [0]) - 1)
-
-
-def latent_size(
-    vae: dict[str, Any], denoiser: dict[str, Any], config: RunConfig
-) -> tuple[int, int, int] | None:
-    """(frames, height, width) of a sample's latent; None where neither config nor model says."""
-    scale = latent_scale(vae)
-    chosen, side = config.generator, denoiser.get("sample_size")
-    sides = side if isinstance(side, list) else [side, side]
-    height = chosen.height // scale if chosen.height else denoiser.get("sample_height") or sides[0]
-    width = chosen.width // scale if chosen.width else denoiser.get("sample_width") or sides[1]
-    if not (height and width):
-        return None
-    if not (chosen.frames or denoiser.get("sample_frames")):
-        return 1, height, width
-    return ((chosen.frames or denoiser["sample_frames"]) - 1) // 4 + 1, height, width
+    kept = each and each * 2 * train.micro_batch_size * (2 if halved else 4)
+    return Training(frozen / of_weights, trained, kept)
 
 
 # ---- the processes and their device ----
 
 
 def sharding() -> Sharding | None:
-    """How training will be sharded when launch.sh is given the same environment; None where it is not."""
+    """How training will be sharded when launch.sh is given the same environment; None where it is not.
+
+    ConfigError that names the variable for one that launch.sh would refuse.
+    """
+    asked, nodes = _asked("MPO_PROCESSES"), _asked("MPO_NODES") or 1
     file = os.environ.get("MPO_ACCELERATE")
     if not file:
         return None
-    processes = int(os.environ.get("MPO_PROCESSES") or len(_gpus()) or 1)
-    processes *= int(os.environ.get("MPO_NODES") or 1)
-    kind = yaml.safe_load(Path(file).read_text(encoding="utf-8")).get("distributed_type")
+    if not Path(file).is_file():
+        raise ConfigError(f"MPO_ACCELERATE={file}: no such file; there are those in configs/accelerate/")
+    try:
+        kind = yaml.safe_load(Path(file).read_text(encoding="utf-8"))["distributed_type"]
+    except (yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):
+        raise ConfigError(f"MPO_ACCELERATE={file}: must be YAML with a distributed_type") from None
+    processes = (asked or len(_gpus()) or 1) * nodes
     if processes == 1 or kind not in ("FSDP", "DEEPSPEED"):
         return None
     return Sharding("FSDP2" if kind == "FSDP" else "ZeRO-2", processes, weights=kind == "FSDP")
@@ -183,14 +97,25 @@ def device_memory(config: RunConfig) -> tuple[str, float] | None:
 
     None where a GPU is asked for and none is seen.
     """
-    gpus = [] if config.generator.device == "cpu" else _gpus()
-    if gpus:
-        return min(gpus, key=lambda gpu: gpu[1])
+    if _on_gpu(config):
+        return min(_gpus(), key=lambda gpu: gpu[1])
     if config.generator.device == "cuda":
         return None
-    processes = int(os.environ.get("MPO_PROCESSES", "1") or 1)
+    processes = _asked("MPO_PROCESSES") or 1
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / processes
     return "this machine's memory" + (f" for each of {processes} processes" if processes > 1 else ""), host
+
+
+def _on_gpu(config: RunConfig) -> bool:
+    return config.generator.device != "cpu" and bool(_gpus())
+
+
+def _asked(name: str) -> int | None:
+    """The number that an environment variable holds; None where it is not set."""
+    text = os.environ.get(name)
+    if text and not (text.isdecimal() and int(text)):
+        raise ConfigError(f"{name}={text}: must be a whole number from 1")
+    return int(text) if text else None
 
 
 def _gpus() -> list[tuple[str, float]]:
@@ -214,75 +139,102 @@ def _gpus() -> list[tuple[str, float]]:
 
 def memory_lines(config: RunConfig, generator: ModelSize | None, judge: ModelSize | None) -> list[str]:
     """What each process holds, a line for each phase, and a warning for one that does not fit."""
-    lines, needs, shards = [], [], sharding()
-    if generator and generator.parameters:
-        need = training(config, generator, shards=shards)
-        needs = [("sample", generator.bytes(config.generator.dtype)), ("train", need.total)]
-        lines.append(f"{size_of(needs[0][1])} of weights to sample ({config.generator.path})")
-        lines.append(
-            f"about {size_of(need.total)} a process to train: {_parts(config, generator, need, shards)}"
-        )
+    lines, shards = [], sharding()
+    needs: dict[str, Callable[[RunConfig], float]] = {}  # phase -> bytes that a config needs in it
+    if generator and generator.denoiser:
+        needs["sample"] = lambda of: generator.bytes(of.generator.dtype)
+        needs["train"] = lambda of: training(of, generator, shards=shards).total
+        weights = f"{size_of(needs['sample'](config))} of weights to sample"
+        lines.append(f"{weights}, activations and decoding not counted ({config.generator.path})")
+        lines.append(_training_line(config, generator, shards))
     if judge and judge.parameters:
-        needs.append(("score", judge.bytes(config.reward.dtype)))
-        lines.append(f"{size_of(needs[-1][1])} of weights to score ({config.reward.judge})")
-    for setting, size in (("generator.path", generator), ("reward.judge", judge)):
-        if size is None or not size.parameters:
-            lines.append(f"unknown for {setting}: not downloaded yet")
+        needs["score"] = lambda of: judge.bytes(of.reward.dtype)
+        weights = f"{size_of(needs['score'](config))} of weights to score"
+        lines.append(f"{weights}, activations not counted ({config.reward.judge})")
+    for setting, phase in (("generator.path", "sample"), ("reward.judge", "score")):
+        if phase not in needs:
+            lines.append(f"unknown for {setting}: not downloaded yet, or not all of it")
     device = device_memory(config)
     if device is None:
         return [*lines, "generator.device = cuda, but no GPU is seen here"]
     name, there = device
     lines.append(f"{size_of(there)} in {name}")
-    for phase, wanted in needs:
-        if wanted > there:
-            lines.append(
-                f"WARNING: will not fit to {phase}: {_advice(config, generator, phase, there, shards)}"
-            )
+    for phase, need in needs.items():
+        if need(config) > there:
+            gpus = _ON_GPUS if phase == "train" and not shards and _on_gpu(config) else ""
+            lines.append(f"WARNING: will not fit to {phase}: {_advice(config, phase, need, there, gpus)}")
     return lines
 
 
-def _parts(config: RunConfig, generator: ModelSize, need: Training, shards: Sharding | None) -> str:
+def _training_line(config: RunConfig, generator: ModelSize, shards: Sharding | None) -> str:
     train, count = config.train, trained_parameters(config, generator)
+    need = training(config, generator, shards=shards)
     frozen = "frozen weights" if train.mode == "lora" else "the reference"
     parts = [f"{size_of(need.frozen)} of {frozen}"] if need.frozen else []
     parts.append(f"{size_of(need.trained)} of {count:,} trained parameters with gradients, {train.optimizer}")
-    rows = 2 * train.micro_batch_size
     known = need.activations is not None
     told = f"about {size_of(need.activations)} of" if known else "unknown"
     checkpointed = ", checkpointed" if train.gradient_checkpointing else ""
-    parts.append(f"{told} activations of {rows} rows{checkpointed}")
+    parts.append(f"{told} activations of {2 * train.micro_batch_size} rows{checkpointed}")
     if shards:
         parts.append(f"sharded by {shards.name} over {shards.processes} processes")
-    return ", ".join(parts)
+    about = "about" if known else "at least"
+    return f"{about} {size_of(need.total)} a process to train: {', '.join(parts)}"
 
 
 def _advice(
-    config: RunConfig, generator: ModelSize | None, phase: str, there: float, shards: Sharding | None
+    config: RunConfig, phase: str, need: Callable[[RunConfig], float], there: float, gpus: str
 ) -> str:
-    """What to change, from what costs least to what costs most."""
-    if phase == "sample":
-        return (
-            "set generator.dtype=bfloat16" if config.generator.dtype == "float32" else "take a smaller model"
-        )
-    if phase == "score":
-        return "set reward.dtype=bfloat16" if config.reward.dtype == "float32" else "take a smaller judge"
-    train = config.train
-    one = training(config, generator, rows=2, shards=shards)
-    if one.total <= there and one.activations:
-        rows = (there - one.frozen - one.trained) / (one.activations / 2)
-        return f"set train.micro_batch_size={2 ** int(math.log2(rows / 2))}"
-    changes = [] if train.gradient_checkpointing else ["train.gradient_checkpointing=true"]
-    changes += ["train.precision=bf16"] if train.precision == "no" else []
-    changes += ["train.optimizer=adamw_8bit"] if MOMENTS[train.optimizer] > 2 else []
-    changes += ["train.mode=lora"] if train.mode == "full" else []
-    changes += ["train.micro_batch_size=1"] if train.micro_batch_size > 1 else []
-    if not changes:
-        return "take a smaller model or size, or shard it over more GPUs"
-    spread = "" if shards else ", or shard it over GPUs with MPO_ACCELERATE=configs/accelerate/fsdp2.yaml"
-    return f"set {', '.join(changes)}{spread}"
+    """The fewest changes that let the phase fit into `there` bytes, those that cost least first; or what it
+    needs with all that help."""
+    rows, micro = "train.micro_batch_size", config.train.micro_batch_size
+
+    def least(settings: Mapping[str, Any]) -> float:
+        return need(_changed(config, {rows: 1, **settings}))
+
+    chosen: dict[str, Any] = {}
+    for key, value in [_BFLOAT16[phase]] if phase in _BFLOAT16 else _less_to_train(config):
+        if least(chosen) > there and least(chosen | {key: value}) < least(chosen):
+            chosen[key] = value
+    for key in list(chosen):
+        without = {name: value for name, value in chosen.items() if name != key}
+        if least(without) <= there:
+            chosen = without
+    divisors = [part for part in range(micro, 0, -1) if micro % part == 0]
+    fitting = next((part for part in divisors if least(chosen | {rows: part}) <= there), 1)
+    if phase == "train" and fitting < micro:
+        chosen[rows] = fitting
+    settings = ", ".join(f"{key}={str(value).lower()}" for key, value in chosen.items())
+    if least(chosen) <= there:
+        return f"set {settings}" + (f", or {gpus}" if gpus and set(chosen) != {rows} else "")
+    even = f"even with {settings} it needs {size_of(least(chosen))}; " if chosen else ""
+    smaller = "a smaller judge" if phase == "score" else "a smaller model or size"
+    return f"{even}take {smaller}" + (f", or {gpus}" if gpus else "")
+
+
+def _less_to_train(config: RunConfig) -> list[tuple[str, Any]]:
+    """Settings that make training need less, from what costs least to what costs most."""
+    return [
+        ("train.gradient_checkpointing", True),
+        ("train.precision", "bf16"),
+        ("generator.dtype", "bfloat16"),
+        *([("train.optimizer", "adamw_8bit")] if _on_gpu(config) else []),
+        ("train.optimizer", "adafactor"),
+        ("train.mode", "lora"),
+        ("generator.dtype", "bfloat16"),  # the base under an adapter
+    ]
+
+
+def _changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    """The same config with other values of `section.name` settings."""
+    for key, value in settings.items():
+        section, name = key.split(".")
+        config = replace(config, **{section: replace(getattr(config, section), **{name: value})})
+    return config
 
 
 def size_of(count: float) -> str:
+    """Bytes in words, to three digits: 1.53 GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -16,38 +13,11 @@ from rich.table import Table
 
 from mpo.artifacts import Round, Run
 from mpo.config import RunConfig
-from mpo.memory import (
-    DENOISERS,
-    DTYPE_BYTES,
-    activations,
-    latent_scale,
-    latent_size,
-    lora_targets,
-    memory_lines,
-    size_of,
-    trained_parameters,
-)
-from mpo.store import Artifact, hub_snapshot
+from mpo.memory import memory_lines, size_of, trained_parameters
+from mpo.model_size import FAMILIES, ModelSize, read_size
+from mpo.store import Artifact
 
-_PIXEL = 2.0  # bytes of a PNG a pixel, for a generously detailed picture
-_CLIP_PIXEL = 0.5  # bytes of an MP4 a pixel and frame: a third of what it has before it is coded, a bound
 _ANSWER = 40  # bytes of a score table a question
-
-
-@dataclass(frozen=True)
-class ModelSize:
-    """What the headers and configs of a model folder say."""
-
-    parameters: dict[str, int]  # by component; "." for a model without components
-    adapted: int  # inputs plus outputs of the modules that get an adapter: LoRA parameters a rank
-    sample_bytes: float | None  # of one sample on disk, picture or clip and float32 latents; None: not told
-    prompt_bytes: int  # of one prompt's float32 conditioning
-    activations: tuple[float, float] | None = None  # numbers kept of a row, without and with checkpointing
-
-    def bytes(self, dtype: str, *components: str) -> int:
-        """Weights of the components, or of all."""
-        chosen = components or tuple(self.parameters)
-        return sum(self.parameters.get(name, 0) for name in chosen) * DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True)
@@ -59,7 +29,7 @@ class Step:
     artifact: Artifact
     shards: int  # 0: made in one piece, or how many is not known
     calls: str = ""
-    disk: float | None = 0.0
+    disk: float | None = 0.0  # bytes; None: not known
 
     @property
     def state(self) -> str:
@@ -71,28 +41,37 @@ class Step:
             return f"{made} of {self.shards} shards" if self.shards else f"{made} shards"
         return "begun" if self.artifact.folder.is_dir() else "to do"
 
+    @property
+    def to_disk(self) -> str:
+        """What is still to be written."""
+        if self.disk is None and not self.artifact.done:
+            return "unknown"
+        return "" if self.artifact.done or not self.disk else size_of(self.disk)
+
 
 def plan_table(run: Run) -> None:
     """Print what the run would do, what of it is there already, and what it needs."""
     config = run.config
     generator = read_size(config.generator.path, config)
     judge = read_size(config.reward.judge, config)
+    memory = memory_lines(config, generator, judge)
     planned = steps(run, generator)
     table = Table(
         "stage", "work", "model calls", "to disk", "in the store", title=f"{config.name} -> {run.folder}"
     )
     for step in planned:
-        disk = "" if step.artifact.done or not step.disk else size_of(step.disk)
-        table.add_row(step.stage, step.work, step.calls, disk, step.state)
+        table.add_row(step.stage, step.work, step.calls, step.to_disk, step.state)
     console = Console(soft_wrap=True)
     console.print(table)
-    wanted = sum(step.disk or 0 for step in planned if not step.artifact.done)
+    wanted = [step.disk for step in planned if not step.artifact.done]
+    least = "at least " if None in wanted else ""
     store = Path(config.store).absolute()
     there = next(folder for folder in (store, *store.parents) if folder.is_dir())
+    free = size_of(shutil.disk_usage(there).free)
     console.print(
-        f"disk    {size_of(wanted)} to write, {size_of(shutil.disk_usage(there).free)} free in {config.store}"
+        f"disk    {least}{size_of(sum(filter(None, wanted)))} to write, {free} free in {config.store}"
     )
-    for line in memory_lines(config, generator, judge):
+    for line in memory:
         console.print(f"memory  {line}")
 
 
@@ -100,12 +79,12 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
     """The artifacts of the run in order, with what each takes to make."""
     config, made = run.config, run.artifacts
     train, heldout = len(run.train_prompts), len(run.heldout_prompts)
-    branches = 2 if config.generator.guidance_scale > 1 else 1
+    guided = FAMILIES[config.generator.family].guided and config.generator.guidance_scale > 1
     questions = count_questions(config.reward.checklist)
 
     def sampled(stage: str, artifact: Artifact, prompts: int, count: int) -> Step:
         shards = math.ceil(prompts / config.generate.shard_size)
-        calls = f"{prompts * count * config.generator.steps * branches:,} denoiser rows"
+        calls = f"{prompts * count * config.generator.steps * (1 + guided):,} denoiser rows"
         known = generator is not None and generator.sample_bytes is not None
         disk = prompts * (count * generator.sample_bytes + generator.prompt_bytes) if known else None
         work = f"{prompts:,} prompts x {count}, {config.generator.steps} steps"
@@ -129,7 +108,7 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
             candidates = sampled(f"{label}generate", part.candidates, train, count)
             planned += [candidates, scored(f"{label}score", part.scores, train * count, candidates.shards)]
         planned += [
-            Step(f"{label}pair", config.objectives.granularity, part.pairs, 0),
+            Step(f"{label}pair", _choice(config), part.pairs, 0),
             _training_step(f"{label}train", config, generator, part),
         ]
         for step, (samples, scores) in part.validated.items():
@@ -154,6 +133,14 @@ def steps(run: Run, generator: ModelSize | None) -> list[Step]:
     ]
 
 
+def _choice(config: RunConfig) -> str:
+    """By what the pairs are chosen."""
+    if config.pairs.source:
+        return "as given"
+    rule = config.pairs.rule
+    return config.objectives.granularity + ("" if rule == "dominance" else f", rule {rule}")
+
+
 def _training_step(stage: str, config: RunConfig, generator: ModelSize | None, part: Round) -> Step:
     train = config.train
     rows = train.steps * train.batch_size * 2
@@ -174,58 +161,7 @@ def count_questions(checklist: str) -> int | None:
     return len(questions) if isinstance(questions, dict) else None
 
 
-def read_size(path: str, config: RunConfig) -> ModelSize | None:
-    """Sizes from a folder's headers, or from the local copy of a hub id; None where there is none."""
-    folder = Path(path) if Path(path).is_dir() else hub_snapshot(path, online=False)
-    if folder is None:
-        return None
-    parameters: dict[str, int] = {}
-    adapted, targets = 0, tuple(f".{target}.weight" for target in lora_targets(config))
-    for file in (*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")):
-        if any(variant in file.name for variant in (".fp16", ".bf16", ".non_ema")):
-            continue  # a second copy of the same component
-        part = file.parent.relative_to(folder).as_posix()
-        for name, shape in _shapes(file):
-            parameters[part] = parameters.get(part, 0) + math.prod(shape)
-            if part in DENOISERS and len(shape) == 2 and f".{name}".endswith(targets):
-                adapted += sum(shape)
-    text = [_config(folder / name) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-    prompt = sum(
-        4 * c.get("max_position_embeddings", 512) * c.get("hidden_size", c.get("d_model", 0)) for c in text
-    )
-    denoiser = next((_config(folder / name) for name in DENOISERS if (folder / name).is_dir()), {})
-    vae = _config(folder / "vae")
-    latent = latent_size(vae, denoiser, config)
-    kept = latent and activations(denoiser, latent)
-    return ModelSize(parameters, adapted, latent and _sample_bytes(vae, denoiser, latent), prompt, kept)
-
-
-def _sample_bytes(
-    vae: dict[str, Any], denoiser: dict[str, Any], latent: tuple[int, int, int]
-) -> float | None:
-    """Of a picture, or of a clip whose VAE makes one latent frame of four; None for unknown channels."""
-    channels = vae.get("z_dim") or vae.get("latent_channels") or denoiser.get("in_channels")
-    if not channels:
-        return None
-    frames, height, width = latent
-    pixels = height * width * latent_scale(vae) ** 2
-    media = _PIXEL * pixels if frames == 1 else _CLIP_PIXEL * pixels * (4 * (frames - 1) + 1)
-    return media + 4 * channels * frames * height * width
-
-
 def _weights_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:
     """Of the trained parameters on disk, in float32."""
-    known = generator is not None and generator.parameters
+    known = generator is not None and generator.denoiser
     return trained_parameters(config, generator) * 4.0 if known else None
-
-
-def _shapes(file: Path) -> list[tuple[str, list[int]]]:
-    with file.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    return [(name, entry["shape"]) for name, entry in header.items() if name != "__metadata__"]
-
-
-def _config(folder: Path) -> dict:
-    file = folder / "config.json"
-    return json.loads(file.read_text()) if file.is_file() else {}

@@ -2,11 +2,11 @@ import subprocess
 import sys
 
 import pytest
-from safetensors.torch import load_file
 
 from mpo.artifacts import resolve
 from mpo.config import load
-from mpo.plan import _sample_bytes, count_questions, read_size, steps
+from mpo.model_size import read_size
+from mpo.plan import count_questions, plan_table, steps
 from mpo.timing import amount
 
 
@@ -14,26 +14,6 @@ from mpo.timing import amount
 def planned(tiny_run, tmp_path):
     config = load(tiny_run(tmp_path))
     return resolve(config, now=False), read_size(config.generator.path, config)
-
-
-def test_parameters_are_those_of_the_loaded_model(planned, tiny_pipeline):
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline("stable_diffusion"))
-    size = planned[1]
-    for part in ("unet", "vae", "text_encoder"):
-        assert size.parameters[part] == sum(p.numel() for p in getattr(pipe, part).parameters()), part
-    assert size.bytes("bfloat16", "unet") == 2 * size.parameters["unet"]
-
-
-def test_lora_parameters_are_those_that_training_saves(planned, tiny_pipeline, tmp_path):
-    from generators.adapters import LoraTuning
-    from generators.build import build_generator
-
-    run, size = planned
-    LoraTuning(build_generator(run.config.generator), rank=2).save(tmp_path / "adapter")
-    saved = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
-    assert 2 * size.adapted == sum(tensor.numel() for tensor in saved.values())
 
 
 def test_counts_follow_from_the_config(planned):
@@ -60,15 +40,19 @@ def test_pairs_from_elsewhere_are_not_counted_before_they_are_read(tiny_run, tmp
     assert amount(run, "candidates")[1] == amount(run, "scores")[1] == 1.0  # not divided by no prompts
 
 
-def test_a_sample_on_disk_is_its_picture_or_clip_and_its_latents():
-    # FLUX: its VAE's 16 channels, not the 64 of the packed latents that the denoiser sees
-    flux = {"latent_channels": 16, "block_out_channels": [128, 256, 512, 512]}
-    assert _sample_bytes(flux, {"in_channels": 64}, (1, 64, 64)) == 512 * 512 * 2 + 4 * 16 * 64 * 64
-    # Wan: 81 frames of 480 x 832 pixels at half a byte, 21 latent frames
-    wan = {"z_dim": 16, "dim_mult": [1, 2, 4, 4]}
-    expected = 81 * 480 * 832 / 2 + 4 * 16 * 21 * 60 * 104
-    assert _sample_bytes(wan, {"in_channels": 16}, (21, 60, 104)) == expected
-    assert _sample_bytes({}, {}, (1, 8, 8)) is None
+def test_the_guidance_of_flux_takes_no_second_row(planned):
+    run, size = planned
+    for family, rows in (("wan", "80"), ("flux", "40")):  # 5 prompts x 4 candidates x 2 steps, x 2 if guided
+        run.config.generator.family = family
+        assert steps(run, size)[0].calls == f"{rows} denoiser rows"
+
+
+def test_the_rule_of_pairs_is_told_where_it_is_not_dominance(tiny_run, tmp_path):
+    def told(*overrides):
+        return steps(resolve(load(tiny_run(tmp_path), overrides), now=False), None)[2].work
+
+    assert told() == "dimension"
+    assert told("pairs.rule=total") == "dimension, rule total"
 
 
 def test_what_is_there_already_is_said(tiny_run, tmp_path):
@@ -89,7 +73,7 @@ def test_a_plan_imports_no_torch_and_prints_what_it_needs(tiny_run, tmp_path):
     code += "try: main()\nfinally: print('torch' in sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "False\n"
-    assert "free in" in done.stdout
+    assert "free in" in done.stdout and "at least" not in done.stdout
     assert "a process to train: " in done.stdout and "activations of 4 rows" in done.stdout
     assert not (tmp_path / "store").exists()
 
@@ -101,10 +85,14 @@ def test_a_refusal_is_one_line(tiny_run, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
 
 
-def test_a_model_that_is_not_downloaded_is_unknown_and_no_error(tiny_run, tmp_path):
+def test_a_model_that_is_not_downloaded_is_unknown_and_no_error(tiny_run, tmp_path, capsys):
     config = load(tiny_run(tmp_path), ["generator.path=nobody/nothing"])
     assert read_size(config.generator.path, config) is None
-    assert steps(resolve(config, now=False), None)[0].disk is None
+    run = resolve(config, now=False)
+    assert steps(run, None)[0].to_disk == "unknown"
+    plan_table(run)
+    # 5 prompts x 4 candidates and 2 x 3 held-out samples are scored, 6 questions of 40 bytes each
+    assert "disk    at least 6.24 kB to write" in capsys.readouterr().out
 
 
 def test_questions_are_counted_in_yaml_only(tiny_inputs):
