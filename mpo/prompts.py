@@ -56,8 +56,8 @@ def prompt_sets(config: PromptsConfig) -> tuple[list[str], list[str]]:
     Raises ValueError where a prompt is in both, since what was trained on cannot be held out, and where a
     single one is held out, from which no interval follows.
     """
-    train = read_prompts(config.train)[: config.train_limit] if config.train else []
-    heldout = read_prompts(config.heldout)[: config.heldout_limit]
+    train = _prompts_of(config, "train")[: config.train_limit] if config.train else []
+    heldout = _prompts_of(config, "heldout")[: config.heldout_limit]
     if len(heldout) < 2:
         raise ConfigError(
             f"prompts.heldout = {config.heldout!r}: one prompt has no interval; needed at least 2"
@@ -82,11 +82,11 @@ def validation_prompts(
     """
     taken = {*train, *heldout}
     if config.validation is None:
-        found = [prompt for prompt in read_prompts(config.train)[len(train) :] if prompt not in taken]
+        found = [prompt for prompt in _prompts_of(config, "train")[len(train) :] if prompt not in taken]
         enough = "set prompts.validation to a file of them, or prompts.train_limit to leave some over"
         source = f"prompts.train = {config.train!r}"
     else:
-        found = read_prompts(config.validation)
+        found = _prompts_of(config, "validation")
         enough = "lower validate.prompts"
         source = f"prompts.validation = {config.validation!r}"
         if shared := [prompt for prompt in found[:count] if prompt in taken]:
@@ -97,6 +97,16 @@ def validation_prompts(
     if len(found) < count:
         raise ConfigError(f"{source}: has {len(found)} prompts for validate.prompts = {count}; {enough}")
     return found[:count]
+
+
+def _prompts_of(config: PromptsConfig, name: str) -> list[str]:
+    """`read_prompts` of a setting's file; what is wrong with it is told with the setting's name."""
+    try:
+        return read_prompts(getattr(config, name))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"prompts.{name} = {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"prompts.{name} = {error}") from None
 
 
 def _text(path: Path) -> str:

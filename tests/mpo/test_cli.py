@@ -57,8 +57,8 @@ def edited(path, target, **changes):
         ("train.beta=big", "train.beta = 'big': must be a number"),
         ("pairs.margin=0", "pairs.margin = 0.0: must be greater than 0"),
         ("generate.candidates=1", "generate.candidates = 1: must be at least 2"),
-        ("prompts.train={tmp}/none.txt", "{tmp}/none.txt: no such prompt file"),
-        ("prompts.train={tmp}/empty.txt", "{tmp}/empty.txt: holds no prompt"),
+        ("prompts.train={tmp}/none.txt", "prompts.train = {tmp}/none.txt: no such prompt file"),
+        ("prompts.train={tmp}/empty.txt", "prompts.train = {tmp}/empty.txt: holds no prompt"),
         (
             "generator.path={tmp}",
             "generator.path = '{tmp}': has no model_index.json, so it is no model folder",

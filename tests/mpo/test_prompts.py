@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from mpo.config import ConfigError, PromptsConfig
@@ -59,6 +61,20 @@ def test_missing_file_and_missing_column(tmp_path):
     write_table(tmp_path / "p.parquet", [{"text": "a"}], {"text": "string"})
     with pytest.raises(ValueError, match="`prompt` column"):
         read_prompts(tmp_path / "p.parquet")
+
+
+def test_the_setting_of_a_bad_file_is_named(tmp_path):
+    good, empty, none = (str(tmp_path / f"{name}.txt") for name in ("good", "empty", "none"))
+    Path(good).write_text("1\n2\n")
+    Path(empty).write_text("")
+    with pytest.raises(FileNotFoundError) as caught:
+        prompt_sets(PromptsConfig(none, good))
+    assert str(caught.value) == f"prompts.train = {none}: no such prompt file"
+    with pytest.raises(ConfigError) as caught:
+        prompt_sets(PromptsConfig(good, empty))
+    assert str(caught.value) == f"prompts.heldout = {empty}: holds no prompt"
+    with pytest.raises(FileNotFoundError, match="^prompts.validation = .*: no such prompt file"):
+        validation_prompts(PromptsConfig(good, good, validation=none), 1, [], [])
 
 
 def test_limits_cut_before_the_sets_are_compared(tmp_path):
