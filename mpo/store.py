@@ -72,6 +72,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """`content` as the file `path`, whole or not at all."""
     with writing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -86,12 +87,6 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors.torch import save
 
     write_bytes(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]], schema: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from mpo.artifacts import resolve
 from mpo.config import load
@@ -13,7 +14,6 @@ from mpo.store import (
     digest,
     locked,
     read_table,
-    read_tensors,
     stable_seed,
     write_json,
     write_table,
@@ -58,7 +58,7 @@ def test_tables_and_tensors_come_back_as_they_were(tmp_path):
     assert read_table(tmp_path / "t.parquet", tmp_path / "t.parquet") == rows * 2
     tensors = {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.tensor([1.5], dtype=torch.bfloat16)}
     write_tensors(tmp_path / "t.safetensors", tensors)
-    back = read_tensors(tmp_path / "t.safetensors")
+    back = load_file(tmp_path / "t.safetensors")
     assert back["b"].dtype == torch.bfloat16
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
 
