@@ -107,17 +107,16 @@ def _adapted(shapes: Mapping[str, list[int]], config: RunConfig) -> int:
 
 
 def own_sample_size(config: RunConfig) -> tuple[int, int, int] | None:
-    """Of a sample of the run's generator, in frames and pixels; None where its files are not here or do not
-    say."""
+    """Of a sample of the run's generator, in frames and pixels; None where nothing here says."""
     folder = _folder(config.generator.path)
-    return folder and sample_size(*_vae_and_denoiser(folder), config)
+    return sample_size(*(_vae_and_denoiser(folder) if folder else ({}, {})), config)
 
 
 def sample_size(
     vae: Mapping[str, Any], denoiser: Mapping[str, Any], config: RunConfig
 ) -> tuple[int, int, int] | None:
     """Of a sample, in frames and pixels: what the config sets, else the model's own; None: neither says."""
-    chosen, scale = config.generator, latent_scale(vae)
+    chosen, scale = config.generator, latent_scale(vae) if vae else 0
     own = {**FAMILIES[chosen.family].sample, **denoiser}
     side = own.get("sample_size")
     high, wide = side if isinstance(side, list) else (side, side)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from accelerate.utils.memory import should_reduce_batch_size
 
 from mpo.config import RunConfig
+from mpo.model_size import own_sample_size
 
 
 @contextmanager
@@ -76,12 +77,14 @@ def training(config: RunConfig) -> tuple[str, list[str]]:
 
 
 def _size(config: RunConfig) -> str:
-    generator = config.generator
-    height, width = generator.height, generator.width
-    size = f"of {height} x {width} pixels" if height and width else "of the model's own size"
-    return f"{size}, {generator.frames} frames" if generator.frames else size
+    size = own_sample_size(config)
+    if size is None:
+        return "of the model's own size"
+    frames, height, width = size
+    return f"of {height} x {width} pixels" + (f", {frames} frames" if frames > 1 else "")
 
 
 def _less(config: RunConfig) -> str:
     """The setting that makes one sample smaller."""
-    return ("generator.frames or " if config.generator.frames else "") + "generator.height and width"
+    frames, *_ = own_sample_size(config) or (config.generator.frames or 1,)
+    return ("generator.frames or " if frames > 1 else "") + "generator.height and width"

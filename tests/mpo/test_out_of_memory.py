@@ -58,6 +58,25 @@ def test_only_what_is_left_to_lower_is_named():
     ]
 
 
+def test_the_models_own_size_is_told_where_the_config_sets_none(tiny_pipeline):
+    def told(family, path):
+        generator = GeneratorConfig(family=family, path=str(path))
+        doing, lower = sampling(RunConfig(generator=generator, generate=GenerateConfig(batch_size=1)))
+        return doing.partition("batch_size=1 ")[2], lower[0]
+
+    smaller = "generator.height and width"
+    assert told("stable_diffusion", tiny_pipeline("stable_diffusion")) == (
+        "of 16 x 16 pixels in float32",
+        smaller,
+    )
+    clips = "quickstart/video/weights/generator"
+    assert told("cogvideox", clips) == (
+        "of 32 x 32 pixels, 9 frames in float32",
+        f"generator.frames or {smaller}",
+    )
+    assert told("wan", "nobody/nothing")[0] == "of the model's own size in float32"
+
+
 @pytest.fixture
 def given_pairs(tiny_run, tmp_path):
     """A tiny run whose pairs are given: one, of two pictures."""
