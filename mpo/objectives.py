@@ -6,15 +6,17 @@ batch, `C H W F` channels, height, width and frames of a latent.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from fnmatch import fnmatchcase
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from mpo.config import ObjectiveConfig
+
+if TYPE_CHECKING:  # so that a plan knows the names of objectives at once
+    from torch import Tensor
 
 # Smaller differences are rounding, not preference: the same answers summed in another order compare as equal.
 ROUNDING = 1e-9
@@ -38,7 +40,7 @@ class Objectives:
     @property
     def spread(self) -> Tensor:
         """[] the widest difference of totals within a prompt; 0 where nothing is scored."""
-        low, high = (self.total.nan_to_num(fill) for fill in (torch.inf, -torch.inf))
+        low, high = (self.total.nan_to_num(fill) for fill in (math.inf, -math.inf))
         return (high.amax(1) - low.amin(1)).amax().clamp(min=0.0)
 
     @property
@@ -62,9 +64,9 @@ def objectives(
     settings = settings_by_name(names, dims)
     kept = [k for k, setting in enumerate(settings) if setting.role != "ignore"]
     settings = [settings[k] for k in kept]
-    weights = torch.tensor(weights_in_total(names, dims), dtype=torch.float64)[kept]
     values = scores[..., kept].double()
-    values = values.masked_fill(values.isnan().any(-1, keepdim=True), torch.nan)
+    values = values.masked_fill(values.isnan().any(-1, keepdim=True), math.nan)
+    weights = values.new_tensor(weights_in_total(names, dims))[kept]
     least = values.new_tensor([_least_difference(setting, tolerance) for setting in settings])
     return Objectives(tuple(names[k] for k in kept), values, weighted_sum(values, weights), least, weights)
 
@@ -94,6 +96,8 @@ def only_total(objectives: Objectives) -> Objectives:
 
     This is the granularity `total`, plain DPO on a summed score (VisionReward, section 4, "total score").
     """
+    import torch
+
     held = objectives.weights == 0
     return Objectives(
         names=("total", *(name for name, hold in zip(objectives.names, held.tolist(), strict=True) if hold)),
@@ -116,6 +120,8 @@ def at_granularity(
     that names something finer than the granularity makes it an objective of its own; what it is a part of
     is then the sum of its other parts. Raises ValueError as `objectives` and `parts` do.
     """
+    import torch
+
     names = {level: found for level, (found, _) in levels.items()}
     columns = {
         name: levels[level][1][..., k]
@@ -221,8 +227,10 @@ def _unknown(entry: str, every: Sequence[str], shown: Sequence[str]) -> str:
 
 def by_prompt(prompts: Tensor, candidates: Tensor, scores: Tensor) -> Tensor:
     """[P, N, K] from M rows: indices `prompts` [M] and `candidates` [M], `scores` [M, K]; NaN elsewhere."""
+    import torch
+
     shape = (int(prompts.max()) + 1, int(candidates.max()) + 1, scores.shape[-1])
-    table = torch.full(shape, torch.nan, dtype=torch.float64)
+    table = torch.full(shape, math.nan, dtype=torch.float64)
     table[prompts, candidates] = scores.double()
     return table
 

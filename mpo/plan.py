@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from mpo.artifacts import Round, Run
-from mpo.config import RunConfig
+from mpo.config import GRANULARITIES, ConfigError, RunConfig
 from mpo.memory import memory_lines, size_of, trained_parameters
 from mpo.model_size import FAMILIES, ModelSize, read_size
+from mpo.objectives import FINER, parts, weights_in_total
 from mpo.store import Artifact
 
 _ANSWER = 40  # bytes of a score table a question
@@ -52,6 +53,7 @@ class Step:
 def plan_table(run: Run) -> None:
     """Print what the run would do, what of it is there already, and what it needs."""
     config = run.config
+    check_objectives(config)
     generator = read_size(config.generator.path, config)
     judge = read_size(config.reward.judge, config)
     memory = memory_lines(config, generator, judge)
@@ -154,11 +156,45 @@ def _training_step(stage: str, config: RunConfig, generator: ModelSize | None, p
 
 def count_questions(checklist: str) -> int | None:
     """How many questions a YAML checklist asks about a sample; None for other formats."""
-    if not checklist.endswith((".yaml", ".yml")):
-        return None
-    content = yaml.safe_load(Path(checklist).read_text(encoding="utf-8"))
-    questions = content.get("questions") if isinstance(content, dict) else None
-    return len(questions) if isinstance(questions, dict) else None
+    return len(_read_checklist(checklist)["questions"]) or None
+
+
+def check_objectives(config: RunConfig) -> None:
+    """Refuse what the objectives cannot be, as a run does, where the checklist is YAML."""
+    names, dims = objective_names(config.reward.checklist), config.objectives.dims
+    for granularity in GRANULARITIES if names["question"] else ():  # the yield is told at all of them
+        weights_in_total(list(parts(names, granularity, dims)), dims)
+
+
+def objective_names(checklist: str) -> dict[str, list[str]]:
+    """Level -> the names of what carries weight in a YAML checklist as paths, such as `quality.clarity`."""
+    paths = [
+        (entry.get("dimension", ""), entry.get("subdimension", ""), name)
+        for kind in _read_checklist(checklist).values()
+        for name, entry in kind.items()
+        if entry.get("weight")
+    ]
+    return {
+        level: list(dict.fromkeys(".".join(map(str, path[:depth])) for path in paths))
+        for depth, level in enumerate(FINER, 1)
+    }
+
+
+def _read_checklist(path: str) -> dict[str, dict[str, dict]]:
+    """The features and the questions of a YAML checklist by id; none of other formats."""
+    kinds = ("features", "questions")
+    if not path.endswith((".yaml", ".yml")):
+        return {kind: {} for kind in kinds}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return {
+            kind: {str(name): dict(entry) for name, entry in (content.get(kind) or {}).items()}
+            for kind in kinds
+        }
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise ConfigError(
+            f"reward.checklist = {path}: no checklist; `mpo checklist check` says what is wrong"
+        ) from None
 
 
 def _weights_bytes(config: RunConfig, generator: ModelSize | None) -> float | None:

@@ -1,13 +1,17 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import yaml
 
 from mpo.artifacts import resolve
 from mpo.config import load
 from mpo.model_size import read_size
-from mpo.plan import count_questions, plan_table, steps
+from mpo.plan import count_questions, objective_names, plan_table, steps
+from mpo.scores import paths
 from mpo.timing import amount
+from rewards import load_checklist
 
 
 @pytest.fixture
@@ -98,3 +102,35 @@ def test_a_model_that_is_not_downloaded_is_unknown_and_no_error(tiny_run, tmp_pa
 def test_questions_are_counted_in_yaml_only(tiny_inputs):
     assert count_questions(str(tiny_inputs / "checklist.yaml")) == 6
     assert count_questions(str(tiny_inputs)) is None
+
+
+def test_the_objectives_of_a_checklist_are_those_of_its_scores(tiny_inputs):
+    mine = tiny_inputs / "features.yaml"
+    content = yaml.safe_load((tiny_inputs / "checklist.yaml").read_text())
+    content["questions"]["q5"]["weight"] = 0
+    feature = {"dimension": "d1", "subdimension": "vqa", "weight": 2.0, "model": "clip-flant5"}
+    mine.write_text(yaml.safe_dump(content | {"features": {"vqa": feature}}))
+    for file in (mine, *Path("configs/checklists").glob("*.yaml")):
+        assert objective_names(str(file)) == paths(load_checklist(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("objectives.dims.d7.role=hold", "objectives.dims.d7: there is no such objective; the nearest is d"),
+        ("objectives.dims.*.role=hold", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),
+        ("train.lora.targets=[to_qq]", "train.lora.targets: to_qq matches no module of "),
+        ("reward.checklist={tmp}/list.yaml", "reward.checklist = {tmp}/list.yaml: no checklist; `mpo checkl"),
+        ("reward.checklist={tmp}/bad.yaml", "reward.checklist = {tmp}/bad.yaml: no checklist; `mpo checklis"),
+    ],
+)
+def test_a_plan_refuses_what_a_run_would_before_it_shows_anything(
+    tiny_run, tmp_path, override, message, capsys
+):
+    (tmp_path / "list.yaml").write_text("questions: [a, b]")
+    (tmp_path / "bad.yaml").write_text("questions: [a")
+    run = resolve(load(tiny_run(tmp_path), [override.format(tmp=tmp_path)]), now=False)
+    with pytest.raises(ValueError) as caught:
+        plan_table(run)
+    assert str(caught.value).startswith(message.format(tmp=tmp_path))
+    assert not capsys.readouterr().out
