@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mpo.config import PAPER_SHARE, ConfigError, load
+
+if TYPE_CHECKING:
+    from mpo.ablate import Job
+    from mpo.store import Artifact
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that replace the file's.")
@@ -91,9 +96,7 @@ def ablate(
     found = load_ablation(ablation, overrides or ())
     every = members(found)
     mine = part_of(every, shard)
-    names = [text.partition(".")[::2] for text in pareto.split(",")] if pareto else []
-    if pareto and (len(names) != 2 or not all(score for _, score in names)):
-        raise ConfigError(f"--pareto {pareto}: must be two scores, such as judge.quality,judge.alignment")
+    names = _two_scores(pareto)
     jobs = runner.jobs(mine, now=not plan)
     if not jobs:
         raise ConfigError(f"--shard {shard}: there are only {len(every)} runs")
@@ -109,12 +112,7 @@ def ablate(
     from mpo.ablation_pages import show_results
     from mpo.scores import tell_unscored
 
-    samples = {  # by artifact: what arms share is told once
-        made.name: (f"{job.run.config.name}, {name}", made)
-        for job in reversed(jobs)
-        for name, made in job.run.artifacts.items()
-    }
-    tell_unscored(samples.values())
+    tell_unscored(_each_once(jobs))
     try:
         show_results(found, runner.jobs(every), names)
     except ValueError as error:
@@ -124,6 +122,24 @@ def ablate(
     if failed:
         first = next(iter(failed.items()))
         raise ValueError(f"{len(failed)} of {len(jobs)} runs failed, as {first[0]}: {first[1]}")
+
+
+def _each_once(jobs: Sequence[Job]) -> list[tuple[str, Artifact]]:
+    """(name, artifact) of all that the jobs make; what arms share stands under the first one's name."""
+    made = {
+        artifact.name: (f"{job.run.config.name}, {name}", artifact)
+        for job in reversed(jobs)
+        for name, artifact in job.run.artifacts.items()
+    }
+    return list(made.values())
+
+
+def _two_scores(pareto: str) -> list[tuple[str, str]]:
+    """The two (reward, score) of --pareto; none where it is not given."""
+    names = [(reward, score) for reward, _, score in (text.partition(".") for text in pareto.split(","))]
+    if pareto and (len(names) != 2 or not all(score for _, score in names)):
+        raise ConfigError(f"--pareto {pareto}: must be two scores, such as judge.quality,judge.alignment")
+    return names if pareto else []
 
 
 def _numbers(option: str, text: str, kind: type, above: float) -> list:
