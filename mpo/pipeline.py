@@ -20,6 +20,7 @@ from mpo import foreign
 from mpo.artifacts import Round, Run, kept_weights, weights
 from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
+from mpo.foreign_pairs import read_pairs
 from mpo.models import Models
 from mpo.objectives import at_granularity, parts, weights_in_total
 from mpo.out_of_memory import encoding, sampling, scoring, told_where
@@ -198,12 +199,14 @@ def bring(session: Session, made: Round) -> None:
     """Encode the pairs of `pairs.from` to latents and conditioning, as if they had been sampled here."""
     run, artifact = session.run, made.candidates
     source, size = run.config.pairs.source, run.config.generate.shard_size
+    allowed = run.config.pairs.allow_bad
 
     def work() -> Mapping[str, Any]:
         with session.process.main_process_first():  # it fills the cache of `datasets` for the others
-            pairs = foreign.read_pairs(source, artifact.inputs["revision"])
+            pairs = read_pairs(source, artifact.inputs["revision"])
         for name, prompts in (("heldout", run.heldout_prompts), ("validation", run.validation_prompts)):
             foreign.refuse_shared(pairs, name, prompts)
+        foreign.refuse_bad(artifact, pairs, source, allowed)  # those that can be told by their row alone
         mine = share(-(-len(pairs.rows) // size), session.process)
         with session.bar(sum(len(foreign.members(pairs, i, size)) for i in mine), "encode") as bar:
             for index in mine:
@@ -214,7 +217,7 @@ def bring(session: Session, made: Round) -> None:
                 bar.update(len(members))
         session.process.wait_for_everyone()
         if session.process.is_main_process:
-            return foreign.check_skipped(artifact, pairs, source, run.config.pairs.allow_bad)
+            return foreign.brought(artifact, pairs, source, allowed)
         return {}
 
     session.make(artifact, work)

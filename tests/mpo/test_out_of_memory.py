@@ -82,8 +82,8 @@ def given_pairs(tiny_run, tmp_path):
     """A tiny run whose pairs are given: one, of two pictures."""
     folder = tmp_path / "given"
     folder.mkdir()
-    for name in ("w.png", "l.png"):
-        Image.fromarray(np.zeros((16, 16, 3), dtype=np.uint8)).save(folder / name)
+    for shade, name in enumerate(("w.png", "l.png")):
+        Image.fromarray(np.full((16, 16, 3), shade, dtype=np.uint8)).save(folder / name)
     (folder / "pairs.jsonl").write_text(json.dumps({"prompt": "a", "winner": "w.png", "loser": "l.png"}))
     config = tiny_run(folder)
     settings = yaml.safe_load(config.read_text())
