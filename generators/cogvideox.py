@@ -69,3 +69,10 @@ class CogVideoX(PipelineGenerator):
     @property
     def size_multiple(self) -> int:
         return self.pipe.vae_scale_factor_spatial * self.model.config.patch_size
+
+    @property
+    def frames_multiple(self) -> int:
+        # The VAE takes latent frames two by two. Of an odd number the first gives one frame and each other
+        # `ratio`; of an even one the first gives `ratio` too, and the clip is longer than was asked for.
+        ratio = self.pipe.vae_scale_factor_temporal
+        return 2 * ratio if ratio > 1 else 1

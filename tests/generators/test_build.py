@@ -90,7 +90,8 @@ def test_a_cogvideox_1_5_is_refused(tiny_pipeline, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "changes", "told"),
     [
-        ("cogvideox", {"frames": 8}, "needs a multiple of 4 plus 1; the nearest is 9"),
+        ("cogvideox", {"frames": 13}, "needs a multiple of 8 plus 1; the nearest is 17"),
+        ("cogvideox", {"frames": 12}, "needs a multiple of 8 plus 1; the nearest is 9"),
         ("wan", {"frames": 4}, "needs a multiple of 4 plus 1; the nearest is 5"),
         ("wan", {"width": 33}, "the nearest is 32"),
         ("stable_diffusion_3", {"height": 10**6}, "a multiple of 4, at most 32; the nearest is 32"),

@@ -224,3 +224,11 @@ def denormalised(generator, latents):
 def test_a_clip_that_is_too_short_is_one_line(generators):
     with pytest.raises(ValueError, match="a clip of 5 frames, but generator.frames=9"):
         generators("wan").encode([np.zeros((5, 16, 32, 3), np.uint8)])
+
+
+@pytest.mark.parametrize(("kind", "frames"), [("cogvideox", (9, 17)), ("wan", (5, 13))])
+def test_a_clip_has_as_many_frames_as_asked_for(tiny_pipeline, kind, frames):
+    for count in frames:
+        generator = build_generator(generator_config(kind, tiny_pipeline(kind), steps=1, frames=count))
+        clip = generator.sample(generator.encode_prompts([PROMPT]), [1]).media[0]
+        assert len(clip) == generator.frame_count == count
