@@ -195,14 +195,27 @@ class FullTuning:
     autocast.
     """
 
-    def __init__(self, generator: PipelineGenerator, reference: nn.Module | None = None, needed: bool = True):
-        """`reference` None: the denoiser as it is now. Not `needed`: there is none, and no memory for it."""
+    def __init__(
+        self,
+        generator: PipelineGenerator,
+        start: str | Path | None = None,
+        against_start: bool = False,
+        needed: bool = True,
+    ):
+        """The denoiser as it is now, or else the one that `save` wrote to the folder `start`, exactly.
+
+        The reference is the denoiser as it is now, with `against_start` that of `start`. Not `needed`: there
+        is none, and no memory for it.
+        """
         self.generator = generator
         generator.model.float()
+        if start is not None and against_start:
+            self.restore(start)
         self.frozen = None
         if needed:
-            reference = copy.deepcopy(generator.model) if reference is None else reference.float()
-            self.frozen = Denoiser(generator, reference).requires_grad_(False)
+            self.frozen = Denoiser(generator, copy.deepcopy(generator.model)).requires_grad_(False)
+        if start is not None and not against_start:
+            self.restore(start)
         generator.model.requires_grad_(True)
         self.policy = Denoiser(generator, generator.model)
 

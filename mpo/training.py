@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,17 +64,13 @@ def _tuning(config: RunConfig, made: Round) -> Tuning:
     """What the round trains, started from what the round before it made, and what that is compared with."""
     train, start = config.train, made.before and weights(made.before)
     previous = config.reference == "previous"
+    generator = build_generator(config.generator, denoiser_only=True)
     if train.mode == "lora":
-        generator = build_generator(config.generator, denoiser_only=True)
         lora = train.lora
         return LoraTuning(
             generator, lora.rank, lora.alpha, lora.dropout, lora.targets, made.seed, start, previous
         )
-    needed, reference = train.loss != "mapo", None
-    settings = replace(config.generator, path=str(start)) if start else config.generator
-    if start and needed and not previous:
-        reference = build_generator(config.generator, denoiser_only=True).model
-    return FullTuning(build_generator(settings, denoiser_only=True), reference, needed)
+    return FullTuning(generator, start and start / generator.denoiser, previous, needed=train.loss != "mapo")
 
 
 def select(session: Session, made: Round) -> None:
