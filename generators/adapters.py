@@ -94,7 +94,7 @@ class LoraTuning:
         ValueError for a target that matches no module.
         """
         self.generator = generator
-        targets = list(targets or generator.lora_targets)
+        targets = list(generator.lora_targets if targets is None else targets)
         _check_targets(generator.model, targets)
         generator.model.requires_grad_(False)
         self.config = LoraConfig(

@@ -26,6 +26,10 @@ PAPER_SHARE = 0.43  # of all pairs, kept with 8 candidates a prompt (VisionRewar
 LOSSES = ("sigmoid", "ipo", "hinge", "poly", "mapo")
 DISPLACEMENT = ("warn", "stop", "lower_rate", "safeguard")  # what to do about it
 OPTIMIZERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adafactor")
+SCHEDULERS = (  # transformers' names; the last three need train.options.lr_scheduler_kwargs
+    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
+    "inverse_sqrt", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay",
+)  # fmt: skip
 DTYPES = ("float32", "bfloat16", "float16")
 DEVICES = ("auto", "cpu", "cuda")
 _DIMS = "objectives.dims."
@@ -138,7 +142,7 @@ class PairsConfig:
 class LoraConfig:
     rank: int = number(16, least=1)
     alpha: int = number(16, least=1)
-    dropout: float = number(0.0, least=0)
+    dropout: float = number(0.0, least=0, below=1)
     targets: list[str] | None = None  # None: the family's attention projections
 
 
@@ -173,7 +177,7 @@ class TrainConfig:
     displacement: DisplacementConfig = field(default_factory=DisplacementConfig)
     optimizer: str = one_of("adamw", *OPTIMIZERS)
     learning_rate: float = number(1e-4, above=0)
-    lr_scheduler: str = "constant_with_warmup"  # any name of transformers' schedulers
+    lr_scheduler: str = one_of("constant_with_warmup", *SCHEDULERS)
     warmup_steps: int = number(0, least=0)
     steps: int = number(500, least=1)  # optimiser steps
     batch_size: int = number(32, least=1)  # pairs an optimiser step, over all processes
@@ -185,7 +189,7 @@ class TrainConfig:
     save_steps: int = number(50, least=1)
     logging_steps: int = number(10, least=1)
     report_to: list[str] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)  # further fields of transformers.TrainingArguments
+    options: dict[str, Any] = field(default_factory=dict)  # other fields of transformers.TrainingArguments
 
 
 @dataclass

@@ -11,6 +11,8 @@ from omegaconf import OmegaConf
 if TYPE_CHECKING:
     from mpo.config import ObjectiveConfig, RunConfig, TrainConfig
 
+MAPO_BETA = 10  # at most: beside more, the winner's own error would count for nothing
+
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message is one line: the key, its value, what is allowed."""
@@ -37,6 +39,10 @@ def check(config: RunConfig) -> None:
     if config.pairs.candidates is not None and config.pairs.candidates > most:
         raise ConfigError(
             f"pairs.candidates = {config.pairs.candidates}: must be at most generate.candidates = {most}"
+        )
+    if config.train.lora.targets == []:
+        raise ConfigError(
+            "train.lora.targets = []: must name a module, or be null for the family's attention projections"
         )
     _check_loss(config.train)
     if config.reference == "previous" and config.train.loss == "mapo":
@@ -89,6 +95,11 @@ def _check_loss(train: TrainConfig) -> None:
             raise ConfigError(
                 f"train.displacement.action = {action!r}: train.loss=mapo has no reference to compare with; "
                 "must be off"
+            )
+        if train.beta > MAPO_BETA:
+            raise ConfigError(
+                f"train.beta = {train.beta:g}: with train.loss=mapo it weighs the margin's term against the "
+                f"winner's error; must be at most {MAPO_BETA}, such as train.beta=0.1"
             )
     if train.safeguard and action == "safeguard":
         raise ConfigError(

@@ -50,6 +50,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         self._batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         draws = PairDraws(pairs, self.schedule, args.seed, args.max_steps * self._batch)
         self.typical_gap = _typical_gap(pairs, args.margin_offset)
+        self._comparing = args.loss != "mapo"  # with a reference, by whose error beta is measured
         self._elements = pairs.latents[int(pairs.winner[0])].numel()
         self._since_log: list[Tensor] = []  # metrics by micro-batch, up to the next line of the log
         self._of_step: list[Tensor] = []  # what the watch sees by micro-batch, up to the step's end
@@ -68,7 +69,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         if saved.get("stopped"):  # by the watch, at the checkpoint's step: nothing is left to train
             self.args.max_steps = saved["global_step"]
             self.train_dataset.length = self.args.max_steps * self._batch
-        if self.is_world_process_zero():
+        if self.is_world_process_zero() and self._comparing:
             print(_beta_line(self.args, self._elements, saved.get("delta")))
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
@@ -93,7 +94,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         target = self.schedule.target(x0, noise, timesteps)
         with self.accelerator.autocast():
             ref_prediction = None
-            if self.args.loss != "mapo":
+            if self._comparing:
                 with self.inference(), self.tuning.reference(model) as reference:
                     ref_prediction = reference(x_t, timesteps, conditioning)
             prediction = model(x_t, timesteps, conditioning)
@@ -124,7 +125,8 @@ class DiffusionDPOTrainer(ShardingTrainer):
             named = zip(_METRICS, means.tolist(), strict=True)
             logs |= {name: value for name, value in named if value == value}  # NaN: not defined for this loss
             logs |= self.watch.logs()
-            logs["beta_per_element"] = per_element_beta(self.watch.beta, self._elements)
+            if self._comparing:
+                logs["beta_per_element"] = per_element_beta(self.watch.beta, self._elements)
             self._since_log.clear()
         super().log(logs, start_time)
 

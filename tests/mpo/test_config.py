@@ -47,7 +47,9 @@ def test_names_of_objectives_may_hold_dots_and_patterns(base):
 
 
 def test_resolved_yaml_reads_back_equal(base, tmp_path):
-    config = load(base, ["objectives.dims.clarity.role=hold", "train.options={seed: 3}", "train.beta=250"])
+    config = load(
+        base, ["objectives.dims.clarity.role=hold", "train.options={save_total_limit: 3}", "train.beta=250"]
+    )
     saved = tmp_path / "saved.yaml"
     saved.write_text(to_yaml(config))
     assert asdict(load(saved)) == asdict(config)
@@ -75,6 +77,10 @@ def test_resolved_yaml_reads_back_equal(base, tmp_path):
             "train.optimizer=adam",
             "must be one of adamw, adamw_8bit, paged_adamw, paged_adamw_8bit, adafactor",
         ),
+        ("train.lr_scheduler=cosin", "train.lr_scheduler = 'cosin': must be one of linear, cosine, "),
+        ("train.lr_scheduler=greedy", "train.lr_scheduler = 'greedy': must be one of linear, cosine, "),
+        ("train.lora.dropout=1", "train.lora.dropout = 1.0: must be less than 1"),
+        ("train.lora.targets=[]", "train.lora.targets = []: must name a module, or be null for the family's"),
         ("train.steps=2.5", "train.steps = 2.5: must be a whole number"),
         (
             "train.gradient_checkpointing=maybe",
@@ -123,6 +129,8 @@ def test_what_cannot_be_is_one_line_that_names_it(base, override, message):
         ("loss=mapo sft_weight=1", "train.sft_weight = 1.0: not with train.loss=mapo, which has that term"),
         ("loss=mapo safeguard=true", "train.safeguard = True: not with train.loss=mapo"),
         ("loss=mapo displacement.action=warn", "train.displacement.action = 'warn': train.loss=mapo has no"),
+        ("loss=mapo", "train.beta = 2000: with train.loss=mapo it weighs the margin's term"),
+        ("loss=mapo beta=500", "must be at most 10, such as train.beta=0.1"),
         ("safeguard=true displacement.action=safeguard", "train.safeguard=true has it on from the start"),
     ],
 )
@@ -136,7 +144,7 @@ def test_switches_of_the_loss_that_exclude_each_other(base, overrides, message):
 def test_a_reference_is_only_chosen_where_there_is_one(base):
     assert load(base, ["reference=previous", "rounds=2"]).reference == "previous"
     with pytest.raises(ConfigError, match="reference = 'previous': train.loss=mapo has no reference"):
-        load(base, ["reference=previous", "rounds=2", "train.loss=mapo"])
+        load(base, ["reference=previous", "rounds=2", "train.loss=mapo", "train.beta=0.1"])
 
 
 @pytest.mark.parametrize(

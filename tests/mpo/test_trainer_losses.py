@@ -118,11 +118,12 @@ def test_the_offset_is_the_pairs_gap_over_the_mean_gap(tiny_pipeline, pairs, tmp
         trainer(tiny_pipeline, unknown, tmp_path, margin_offset=0.7)
 
 
-def test_mapo_trains_without_a_reference(tiny_pipeline, pairs, tmp_path):
+def test_mapo_trains_without_a_reference(tiny_pipeline, pairs, tmp_path, capsys):
     run = trainer(tiny_pipeline, pairs, tmp_path, loss="mapo", beta=0.1, steps=2)
     run.tuning.reference = None  # so that using it fails
     run.train()
     first = run.state.log_history[0]
     assert math.isfinite(first["loss"]) and first["errors/winner"] > 0
-    assert not any("excess" in name for name in first)
+    assert not any("excess" in name or "beta" in name for name in first)
+    assert "per element" not in capsys.readouterr().out  # which would mean nothing here
     assert set(run.watch.events) == set()
