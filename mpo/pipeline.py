@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import diffusers
+import torch
 import transformers
 from accelerate import PartialState
 from tqdm import tqdm
@@ -124,10 +125,11 @@ def run_shared(run: Run) -> None:
 
 def begin(run: Run) -> Session:
     """This process's session on a run that has passed its checks."""
-    check(run)
+    process = join(run.config.generator.device)
+    check(run, process.num_processes)
     for library in (transformers, diffusers):
         library.utils.logging.disable_progress_bar()
-    return Session(run, join(run.config.generator.device), Models(run.config))
+    return Session(run, process, Models(run.config))
 
 
 def _order(run: Run, until: str) -> Iterator[tuple[str, Round | None]]:
@@ -142,15 +144,18 @@ def _order(run: Run, until: str) -> Iterator[tuple[str, Round | None]]:
         yield stage, None
 
 
-def check(run: Run) -> None:
-    """Refuse what the checklist, the objectives and training cannot be, before anything is sampled."""
+def check(run: Run, processes: int = 1) -> None:
+    """Refuse what devices, checklist, objectives and training cannot be, before anything is sampled."""
+    for name in ("generator", "reward"):
+        if getattr(run.config, name).device == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"{name}.device = 'cuda': torch finds no CUDA GPU here; must be auto or cpu")
     check_integrations(run.config.train.report_to)
     reward, objectives = run.config.reward, run.config.objectives
     checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
     for granularity in (objectives.granularity, *GRANULARITIES):  # the yield is told at all of them
         weights_in_total(list(parts(paths(checklist), granularity, objectives.dims)), objectives.dims)
     generator, train = run.config.generator, run.config.train
-    check_training(train, cpu=device_name(generator.device) == "cpu")
+    check_training(train, processes, cpu=device_name(generator.device) == "cpu")
     if train.mode == "lora" and train.lora.targets:
         check_targets(generator, train.lora.targets)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers import SchedulerType, TrainingArguments
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from mpo.config import DISPLACEMENT, LOSSES, TrainConfig
+from mpo.sharding import wants_fsdp
 
 
 @dataclass
@@ -56,12 +60,31 @@ _LOSS = (
     "loss", "beta", "beta_target", "label_smoothing", "poly_alpha", "sft_weight", "dpop_weight",
     "margin_offset", "safeguard", "safeguard_mu",
 )  # fmt: skip
+_WATCH = ("patience", "threshold", "decay", "factor")
 _BITSANDBYTES = {
     "adamw_8bit": "adamw_bnb_8bit",
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor"} | _BITSANDBYTES
+# The run's key for a field of the arguments that it sets, where that is not `train` and the field's name.
+_KEYS = {
+    "output_dir": "store",
+    "run_name": "name",
+    "seed": "seed",
+    "use_cpu": "generator.device",
+    "max_steps": "train.steps",
+    "num_train_epochs": "train.steps",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.batch_size",
+    "optim": "train.optimizer",
+    "lr_scheduler_type": "train.lr_scheduler",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "activation_checkpointing": "train.gradient_checkpointing",
+    "gradient_checkpointing": "train.gradient_checkpointing",
+    "displacement": "train.displacement.action",
+} | {f"displacement_{name}": f"train.displacement.{name}" for name in _WATCH}
 
 
 def training_arguments(
@@ -69,7 +92,8 @@ def training_arguments(
 ) -> DiffusionDPOConfig:
     """The Trainer's arguments for a run's settings, on `processes` processes.
 
-    ValueError where the batch does not divide into micro-batches and processes, or an option is unknown.
+    ValueError, one line, where the batch does not divide into micro-batches and processes, the optimiser
+    cannot run here, or an option is unknown, has a setting of its own or is refused by transformers.
     """
     share = train.micro_batch_size * processes
     if train.batch_size % share:
@@ -78,7 +102,7 @@ def training_arguments(
             f"{train.micro_batch_size} times {processes} processes; the nearest is "
             f"{max(1, round(train.batch_size / share)) * share}"
         )
-    check_training(train, bool(changes.get("use_cpu")))
+    _check_optimizer(train.optimizer, bool(changes.get("use_cpu")))
     settings = {
         "output_dir": str(output_dir),
         "seed": seed,
@@ -95,43 +119,73 @@ def training_arguments(
         "fp16": train.precision == "fp16",
         "activation_checkpointing": train.gradient_checkpointing,
         "save_steps": train.save_steps,
-        "save_total_limit": 2,
         "logging_steps": train.logging_steps,
         "report_to": train.report_to or "none",
-        "disable_tqdm": False,
     }
     settings |= {name: getattr(train, name) for name in _LOSS}
     watch = train.displacement
     action = watch.action or ("off" if train.loss == "mapo" else "warn")
-    settings |= {"displacement": action} | {
-        f"displacement_{name}": getattr(watch, name) for name in ("patience", "threshold", "decay", "factor")
-    }
-    return DiffusionDPOConfig(**settings | train.options | changes)
+    settings |= {"displacement": action} | {f"displacement_{name}": getattr(watch, name) for name in _WATCH}
+    _check_options(train.options, settings)
+    own = {"save_total_limit": 2, "disable_tqdm": False}
+    with _told(f"train.precision = {train.precision!r}", train.options):
+        return DiffusionDPOConfig(**own | train.options | settings | changes)
 
 
-def check_training(train: TrainConfig, cpu: bool) -> None:
-    """Refuse options and a rate's schedule that transformers does not know, and an optimiser whose package or
-    device is not there. ValueError, one line."""
-    known = {entry.name for entry in fields(DiffusionDPOConfig)}
-    if unknown := sorted(set(train.options) - known):
-        raise ValueError(f"train.options.{unknown[0]}: not a field of transformers.TrainingArguments")
-    schedules = [kind.value for kind in SchedulerType]
-    if train.lr_scheduler not in schedules:
-        raise ValueError(
-            f"train.lr_scheduler = {train.lr_scheduler!r}: must be one of {', '.join(schedules)}"
+def check_training(train: TrainConfig, processes: int, cpu: bool) -> None:
+    """Refuse what the Trainer would refuse once all else is made: its arguments, its optimiser and its
+    schedule are made for a parameter of no use. ValueError, one line."""
+    arguments = training_arguments(train, "checkpoints", 0, processes, use_cpu=cpu)
+    with _told(f"train.optimizer = {train.optimizer!r}", train.options):
+        kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        optimizer = kind([nn.Parameter(torch.zeros(1))], **settings)
+    with _told(f"train.lr_scheduler = {train.lr_scheduler!r}", train.options):
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            arguments.warmup_steps,
+            arguments.max_steps,
+            arguments.lr_scheduler_kwargs,
         )
-    if train.optimizer not in _BITSANDBYTES:
+
+
+@contextmanager
+def _told(setting: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Name the setting and the options in what transformers or torch refuse."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{setting} with train.options = {dict(options)}: {reason}") from error
+
+
+def _check_options(options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse options that transformers does not have, and those that the run sets."""
+    known = {entry.name for entry in fields(DiffusionDPOConfig)}
+    for name in sorted(options):
+        if name not in known:
+            raise ValueError(f"train.options.{name}: not a field of transformers.TrainingArguments")
+        if name in settings or name in _KEYS:
+            raise ValueError(f"train.options.{name}: set {_KEYS.get(name, f'train.{name}')} instead")
+
+
+def _check_optimizer(name: str, cpu: bool) -> None:
+    """Refuse an optimiser whose package or device is not there, or that cannot be sharded."""
+    if name == "adafactor" and wants_fsdp():
+        raise ValueError(
+            "train.optimizer = 'adafactor': not with FSDP, whose sharded weights it cannot step; "
+            "use adamw, or configs/accelerate/ddp.yaml"
+        )
+    if name not in _BITSANDBYTES:
         return
     instead = "use adamw or adafactor"
     if find_spec("bitsandbytes") is None:
         raise ValueError(
-            f"train.optimizer = {train.optimizer!r}: needs bitsandbytes, which is not installed "
+            f"train.optimizer = {name!r}: needs bitsandbytes, which is not installed "
             f"(pip install bitsandbytes); or {instead}"
         )
     if cpu:
-        raise ValueError(
-            f"train.optimizer = {train.optimizer!r}: needs a GPU, and this run is on the CPU; {instead}"
-        )
+        raise ValueError(f"train.optimizer = {name!r}: needs a GPU, and this run is on the CPU; {instead}")
 
 
 def check_integrations(names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import transformers
 import yaml
 from killing import complaint, start
@@ -69,14 +70,23 @@ def edited(path, target, **changes):
         ("reward.checklist={tmp}/gate.yaml", "'nobody'"),
         ("reward.checklist={tmp}/weight.yaml", "weight -1.0 of 'q1' must be 0 or more"),
         ("train.lora.targets=[to_q,to_qq]", "to_qq matches no module of UNet2DConditionModel"),
+        ("train.options.max_steps=7", "train.options.max_steps: set train.steps instead"),
+        ("train.options.adam_beta1=7", "train.options = {{'adam_beta1': 7}}: Invalid beta parameter"),
+        (
+            "train.lr_scheduler=warmup_stable_decay",
+            "train.lr_scheduler = 'warmup_stable_decay' with train.opt",
+        ),
+        ("generator.device=cuda", "generator.device = 'cuda': torch finds no CUDA GPU here; must be auto or"),
+        ("reward.device=cuda", "reward.device = 'cuda': torch finds no CUDA GPU here; must be auto or cpu"),
         ("objectives.dims.d7.role=hold", "objectives.dims.d7: there is no such objective; the nearest is d"),
         ("objectives.dims.*.role=hold", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),
         ("objectives.dims.d*.weight=0", "objectives.dims: leaves nothing to improve; of d0, d1, d2 one must"),
     ],
 )
 def test_what_cannot_run_is_refused_in_one_line_before_anything_is_written(
-    mpo, tiny_run, tiny_inputs, tmp_path, override, message
+    mpo, tiny_run, tiny_inputs, tmp_path, monkeypatch, override, message
 ):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "config.json").write_text("{}")
     (tmp_path / "empty.txt").write_text("\n")

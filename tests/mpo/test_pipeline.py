@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from signal import SIGKILL
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from tiny_pipelines import generator_config
 
 from generators.build import build_generator
 from generators.stable_diffusion import StableDiffusion
+from mpo import pipeline
 from mpo.artifacts import resolve
 from mpo.config import load
-from mpo.pipeline import begin, evaluate, run_stages
+from mpo.pipeline import begin, check, evaluate, run_stages
 from mpo.samples import StoredSamples
 from mpo.scores import read_scores
 from mpo.store import locked, read_table
@@ -117,6 +119,15 @@ def test_prompts_are_encoded_once(finished, tmp_path, monkeypatch):
     rows = generator.encode_prompts(["b", "a", "b"])["prompt_embeds"]
     assert encoded[1:] == ["b", "a"]
     assert torch.equal(rows[0], rows[2]) and not torch.equal(rows[0], rows[1])
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused_at_the_start(tiny_run, tmp_path, monkeypatch):
+    run = resolve(load(tiny_run(tmp_path)))  # batches of 4, by 2
+    for processes in (1, 2):
+        check(run, processes)
+    monkeypatch.setattr(pipeline, "join", lambda device: SimpleNamespace(num_processes=3))
+    with pytest.raises(ValueError, match="train.batch_size=4: .* times 3 processes; the nearest is 6"):
+        begin(run)
 
 
 def test_two_processes_give_what_one_gives(finished, tmp_path):

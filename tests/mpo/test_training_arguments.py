@@ -3,13 +3,14 @@
 from dataclasses import asdict, fields
 
 import pytest
+from omegaconf import OmegaConf
 from training import settings
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from mpo import training_arguments as of_training
-from mpo.config import OPTIMIZERS, DisplacementConfig, TrainConfig
-from mpo.training_arguments import DiffusionDPOConfig, training_arguments
+from mpo.config import OPTIMIZERS, SCHEDULERS, DisplacementConfig, RunConfig, TrainConfig
+from mpo.training_arguments import DiffusionDPOConfig, check_training, training_arguments
 
 # Every switch of the loss, off its default.
 SWITCHES = {
@@ -71,24 +72,85 @@ def test_left_alone_the_loss_is_the_same_in_both_places():
         assert getattr(by_hand, found) == (value or "warn"), name
 
 
+def refusal(processes=1, cpu=True, **changes):
+    """The line that refuses these settings before anything is sampled."""
+    with pytest.raises(ValueError) as caught:
+        check_training(settings(**changes), processes, cpu)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
 def test_a_batch_that_does_not_divide_is_one_line():
-    with pytest.raises(ValueError, match=r"train.batch_size=10: .*micro_batch_size=4 times 2.*nearest is 8"):
-        training_arguments(settings(batch_size=10), "out", seed=0, processes=2)
-    with pytest.raises(ValueError, match="train.options.adam_beta3"):
-        training_arguments(settings(options={"adam_beta3": 0.9}), "out", seed=0)
+    told = refusal(processes=2, batch_size=10)
+    assert told.startswith(
+        "train.batch_size=10: not a multiple of train.micro_batch_size=4 times 2 processes"
+    )
+    assert told.endswith("the nearest is 8")
+    check_training(settings(batch_size=8), 2, cpu=True)
 
 
-def test_optimisers_and_schedules_that_are_not_there_are_one_line(monkeypatch):
+def test_optimisers_that_cannot_run_here_are_one_line(monkeypatch):
     monkeypatch.setattr(of_training, "find_spec", lambda name: None)
     for name in ("adamw_8bit", "paged_adamw", "paged_adamw_8bit"):
-        with pytest.raises(ValueError, match=f"{name}': needs bitsandbytes, which is not installed"):
-            of_training.check_training(settings(optimizer=name), cpu=False)
+        told = refusal(optimizer=name, cpu=False)
+        assert f"{name}': needs bitsandbytes, which is not installed" in told
     monkeypatch.setattr(of_training, "find_spec", lambda name: name)
-    with pytest.raises(ValueError, match="'adamw_8bit': needs a GPU, and this run is on the CPU"):
-        of_training.check_training(settings(optimizer="adamw_8bit"), cpu=True)
-    of_training.check_training(settings(optimizer="adamw_8bit"), cpu=False)
-    with pytest.raises(ValueError, match="train.lr_scheduler = 'cosin': must be one of linear, cosine"):
-        of_training.check_training(settings(lr_scheduler="cosin"), cpu=True)
+    assert "'adamw_8bit': needs a GPU, and this run is on the CPU" in refusal(optimizer="adamw_8bit")
+    check_training(settings(optimizer="adafactor"), 1, cpu=True)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "train.optimizer = 'adafactor': not with FSDP" in refusal(optimizer="adafactor")
+    check_training(settings(), 1, cpu=True)
+
+
+NEEDED = {  # by the schedules that have no default for it
+    "cosine_with_min_lr": {"min_lr": 1e-6},
+    "cosine_warmup_with_min_lr": {"min_lr": 1e-6},
+    "warmup_stable_decay": {"num_decay_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_schedule_that_is_offered_can_be_made(name):
+    given = {"lr_scheduler_kwargs": NEEDED[name]} if name in NEEDED else {}
+    check_training(settings(lr_scheduler=name, options=given), 1, cpu=True)
+    if name in NEEDED:
+        told = refusal(lr_scheduler=name)
+        assert told.startswith(f"train.lr_scheduler = {name!r} with train.options = {{}}: ")
+
+
+def test_only_schedules_that_follow_an_evaluation_are_left_out():
+    left = {kind.value for kind in SchedulerType} - set(SCHEDULERS)
+    assert left == {"reduce_lr_on_plateau", "greedy"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"adam_beta3": 0.9}, "train.options.adam_beta3: not a field of transformers.TrainingArguments"),
+        ({"adam_beta1": 7}, "train.optimizer = 'adamw' with train.options = {'adam_beta1': 7}: Invalid beta"),
+        ({"adam_beta1": "x"}, "train.optimizer = 'adamw' with train.options = {'adam_beta1': 'x'}: "),
+        ({"save_strategy": "never"}, "with train.options = {'save_strategy': 'never'}: "),
+        ({"max_steps": 7}, "train.options.max_steps: set train.steps instead"),
+        ({"num_train_epochs": 7}, "train.options.num_train_epochs: set train.steps instead"),
+        ({"learning_rate": 1e-3}, "train.options.learning_rate: set train.learning_rate instead"),
+        ({"beta": 7}, "train.options.beta: set train.beta instead"),
+        ({"loss": "ipo"}, "train.options.loss: set train.loss instead"),
+        ({"bf16": True}, "train.options.bf16: set train.precision instead"),
+        ({"per_device_train_batch_size": 2}, "train.options.per_device_train_batch_size: set train.micro_b"),
+        ({"displacement_factor": 0.1}, "train.options.displacement_factor: set train.displacement.factor"),
+        ({"seed": 7}, "train.options.seed: set seed instead"),
+        ({"use_cpu": True}, "train.options.use_cpu: set generator.device instead"),
+    ],
+)
+def test_options_that_are_refused_name_the_setting(options, told):
+    assert told in refusal(options=options)
+
+
+def test_the_key_that_is_named_in_the_place_of_an_option_is_a_setting():
+    every = OmegaConf.structured(RunConfig)
+    for key in of_training._KEYS.values():
+        parent, _, name = key.rpartition(".")
+        assert name in (OmegaConf.select(every, parent) if parent else every).keys(), key
 
 
 def test_every_optimiser_has_its_name_in_transformers():
