@@ -128,7 +128,7 @@ def training_arguments(
     settings |= {"displacement": action} | {f"displacement_{name}": getattr(watch, name) for name in _WATCH}
     _check_options(train.options, settings)
     own = {"save_total_limit": 2, "disable_tqdm": False}
-    with _told(f"train.precision = {train.precision!r}", train.options):
+    with _told(f"train.precision = {train.precision!r} with train.options = {train.options}"):
         return DiffusionDPOConfig(**own | train.options | settings | changes)
 
 
@@ -136,27 +136,29 @@ def check_training(train: TrainConfig, processes: int, cpu: bool) -> None:
     """Refuse what the Trainer would refuse once all else is made: its arguments, its optimiser and its
     schedule are made for a parameter of no use. ValueError, one line."""
     arguments = training_arguments(train, "checkpoints", 0, processes, use_cpu=cpu)
-    with _told(f"train.optimizer = {train.optimizer!r}", train.options):
+    with _told(f"train.optimizer = {train.optimizer!r} with train.options = {train.options}"):
         kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments)
         optimizer = kind([nn.Parameter(torch.zeros(1))], **settings)
-    with _told(f"train.lr_scheduler = {train.lr_scheduler!r}", train.options):
+    more = arguments.lr_scheduler_kwargs
+    schedule = f"train.lr_scheduler = {train.lr_scheduler!r}"
+    with _told(f"{schedule} with train.options.lr_scheduler_kwargs = {more}"):
         get_scheduler(
             arguments.lr_scheduler_type,
             optimizer,
             arguments.warmup_steps,
             arguments.max_steps,
-            arguments.lr_scheduler_kwargs,
+            more,
         )
 
 
 @contextmanager
-def _told(setting: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Name the setting and the options in what transformers or torch refuse."""
+def _told(settings: str) -> Iterator[None]:
+    """Name the settings in what transformers or torch refuse."""
     try:
         yield
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ValueError(f"{setting} with train.options = {dict(options)}: {reason}") from error
+        raise ValueError(f"{settings}: {reason}") from error
 
 
 def _check_options(options: Mapping[str, Any], settings: Mapping[str, Any]) -> None:

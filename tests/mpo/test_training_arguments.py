@@ -115,7 +115,8 @@ def test_every_schedule_that_is_offered_can_be_made(name):
     check_training(settings(lr_scheduler=name, options=given), 1, cpu=True)
     if name in NEEDED:
         told = refusal(lr_scheduler=name)
-        assert told.startswith(f"train.lr_scheduler = {name!r} with train.options = {{}}: ")
+        asked = f"train.lr_scheduler = {name!r} with train.options.lr_scheduler_kwargs = None: "
+        assert told.startswith(asked)
 
 
 def test_only_schedules_that_follow_an_evaluation_are_left_out():
