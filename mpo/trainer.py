@@ -54,7 +54,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         self._elements = pairs.latents[int(pairs.winner[0])].numel()
         self._since_log: list[Tensor] = []  # metrics by micro-batch, up to the next line of the log
         self._of_step: list[Tensor] = []  # what the watch sees by micro-batch, up to the step's end
-        self._pairs_of_step: list[int] = []  # for messages
+        self._losses_of_step: list[tuple[Tensor, Tensor]] = []  # pairs and their losses by micro-batch
         self.watch = Watch(args, self._step_means)
         super().__init__(
             model=tuning.policy,
@@ -77,11 +77,13 @@ class DiffusionDPOTrainer(ShardingTrainer):
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch=None
     ):
         output = self.preference_loss(model, inputs)
-        self._check_finite(output, inputs["pair"])
-        self._since_log.append(torch.stack([value.mean() for value in _metrics(output).values()]))
+        self._losses_of_step.append((inputs["pair"], output.loss.detach()))
+        if self.accelerator.sync_gradients:
+            self._check_finite()
+        self._since_log.append(torch.stack(list(_metrics(output).values())).mean(1))
         delta = (output.winner_excess - output.loser_excess).abs()
         watched = (delta, output.winner_excess, output.winner_error - output.winner_excess)
-        self._of_step.append(torch.stack([value.mean() for value in watched]))
+        self._of_step.append(torch.stack(watched).mean(1))
         loss = output.loss.mean()
         return (loss, _metrics(output)) if return_outputs else loss
 
@@ -116,7 +118,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
         """Of the step that ends, over its whole batch: |delta|, e_w - ref_e_w, ref_e_w."""
         means = self.accelerator.reduce(torch.stack(self._of_step).mean(0), "mean")
         self._of_step.clear()
-        self._pairs_of_step.clear()
+        self._losses_of_step.clear()
         return tuple(means.tolist())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -130,11 +132,12 @@ class DiffusionDPOTrainer(ShardingTrainer):
             self._since_log.clear()
         super().log(logs, start_time)
 
-    def _check_finite(self, output: LossOutput, pair: Tensor) -> None:
-        self._pairs_of_step += pair.tolist()
-        finite = output.loss.detach().isfinite()
+    def _check_finite(self) -> None:
+        """Before the step's last backward pass, so that a GPU is waited for once a step."""
+        pairs, losses = map(torch.cat, zip(*self._losses_of_step, strict=True))
+        finite = losses.isfinite()
         if not finite.all():
-            raise ValueError(self._not_finite("loss", pair[~finite].tolist()))
+            raise ValueError(self._not_finite("loss", pairs[~finite].tolist()))
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None):
         """Before the optimiser's step: a gradient that is not finite would ruin the weights.
@@ -144,7 +147,8 @@ class DiffusionDPOTrainer(ShardingTrainer):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         checked = norm is not None and not self.args.fp16  # fp16's scaler skips such a step
         if checked and not torch.as_tensor(norm).isfinite():
-            raise ValueError(self._not_finite("gradient", self._pairs_of_step))
+            pairs = torch.cat([pairs for pairs, _ in self._losses_of_step])
+            raise ValueError(self._not_finite("gradient", pairs.tolist()))
         return norm
 
     def _not_finite(self, what: str, pairs: list[int]) -> str:
