@@ -287,7 +287,10 @@ def line(name: str, mode: str, both: dict[str, list[dict[str, float]]], memory: 
     }
     ours, plain = median["ours"], median["plain"]
     outside = {way: statistics.median(_outside(row) for row in rows) for way, rows in both.items()}
-    saved = statistics.median(p["step"] - o["step"] for o, p in zip(both["ours"], both["plain"], strict=True))
+    saved = statistics.median(
+        (p["step"] - o["step"]) / (p["VAE"] + p["text"])
+        for o, p in zip(both["ours"], both["plain"], strict=True)
+    )
     cells = [
         name,
         mode,
@@ -295,7 +298,7 @@ def line(name: str, mode: str, both: dict[str, list[dict[str, float]]], memory: 
         f"{plain['step']:.3f}",
         f"{ours['step'] / plain['step']:.2f}",
         *(f"{plain[part]:.3f}" for part in ("policy", "reference", "VAE", "text")),
-        f"{saved / (plain['VAE'] + plain['text']):.2f}",
+        f"{saved:.2f}",
         f"{outside['ours']:.1%}",
         f"{outside['plain']:.1%}",
         f"{memory['ours'] / 1e6:.0f}",
