@@ -36,6 +36,23 @@ def test_equal_clips_are_equal_bytes_whatever_the_name(tmp_path):
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.temporary").read_bytes()
 
 
+def test_equal_clips_are_equal_bytes_however_often_they_are_written(tmp_path):
+    random = np.random.default_rng(0)
+    clips = [
+        random.integers(0, 256, (9, 4, 4, 3), dtype=np.uint8).repeat(8, 1).repeat(8, 2) for _ in range(20)
+    ]
+    first = {}
+    for _ in range(4):
+        for number, frames in enumerate(clips):
+            held = np.empty(random.integers(1, 1 << 20), np.uint8)  # memory lies elsewhere next time
+            save_media(frames.copy(), tmp_path / "clip.mp4", 8)
+            assert (
+                first.setdefault(number, (tmp_path / "clip.mp4").read_bytes())
+                == (tmp_path / "clip.mp4").read_bytes()
+            )
+            del held
+
+
 def test_odd_sizes_are_refused_and_pictures_are_png(tmp_path):
     with pytest.raises(ValueError, match="33x32 pixels"):
         save_media(np.zeros((5, 32, 33, 3), np.uint8), tmp_path / "odd.mp4", 8)
