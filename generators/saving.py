@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 SUFFIX = {"image": ".png", "video": ".mp4"}  # by modality
-# Constant rate factor: 0 keeps all, 23 is x264's default; clips are read back and scored. Macroblock trees sum
-# in an order of their own, so that the same frames would give other bytes from time to time.
+# Constant rate factor: 0 keeps all, 23 is x264's default; clips are read back and scored. With macroblock
+# trees the same frames give other bytes from time to time.
 X264 = {"crf": "10", "x264-params": "mbtree=0"}
 
 

@@ -83,9 +83,11 @@ def run(
     settings = load(config, overrides or ())
     found = resolve(settings)
     with _only_start(settings):
+        from mpo.cli_rewards import warnings_in_a_line
         from mpo.pipeline import run_stages
 
-        run_stages(found, until)
+        with warnings_in_a_line():
+            run_stages(found, until)
     if not _is_main():
         return
     yield_table(found)

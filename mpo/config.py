@@ -288,7 +288,12 @@ def _read_overrides(overrides: Sequence[str]) -> Any:
     for override in overrides:
         if not override.partition("=")[1] or override.startswith("="):
             raise ConfigError(f"override {override!r}: must be key=value, as in train.beta=500")
-    layer = OmegaConf.from_dotlist([override for override in overrides if not override.startswith(_DIMS)])
+    plain = [override for override in overrides if not override.startswith(_DIMS)]
+    try:
+        layer = OmegaConf.from_dotlist(plain)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"overrides {' '.join(plain)}: a value is not valid YAML: {reason}") from None
     for override in overrides:
         if override.startswith(_DIMS):
             layer = OmegaConf.merge(layer, _objective_override(override))

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import pyarrow
 from pyarrow import compute, parquet, types
 
@@ -38,7 +37,11 @@ class Medium(NamedTuple):
     file: Path | bytes
 
     def content(self) -> bytes:
-        return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
+        """The file's bytes; BadRow for one that cannot be read."""
+        try:
+            return self.file if isinstance(self.file, bytes) else self.file.read_bytes()
+        except OSError as error:
+            raise BadRow(f"{self.name}: {error.strerror}") from None
 
 
 class Table(NamedTuple):
@@ -77,11 +80,13 @@ def read_pairs(source: str, revision: str | None = None) -> ForeignPairs:
     without opening a picture or clip. ConfigError where there is no such data or none but ties, its columns
     are not known, or a table names a file outside its folder.
     """
+    from datasets.exceptions import DatasetGenerationError
+
     files = _tables(source)
     try:
         lines = files and files[0].suffix == ".jsonl"
         table = _read_lines(files, source) if lines else _read_dataset(source, revision, files)
-    except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+    except (DatasetGenerationError, ValueError, OSError) as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ConfigError(f"pairs.from = {source!r}: cannot be read: {reason}") from error
     total = len(table.rows)
@@ -105,7 +110,12 @@ def _tables(source: str) -> list[Path]:
     root = Path(source)
     if not root.is_dir():
         return []
-    files = sorted(file for file in root.rglob("[!.]*") if file.suffix in (".parquet", ".jsonl"))
+    files = sorted(
+        file
+        for file in root.rglob("*")
+        if file.suffix in (".parquet", ".jsonl")
+        and not any(part.startswith(".") for part in file.relative_to(root).parts)
+    )
     if not files:
         raise ConfigError(f"pairs.from = {source!r}: holds no .parquet and no .jsonl table")
     kinds = {file.suffix: str(file.relative_to(root)) for file in files}
@@ -140,6 +150,8 @@ def _read_lines(files: Sequence[Path], source: str) -> Table:
 
 
 def _read_dataset(source: str, revision: str | None, files: Sequence[Path]) -> Table:
+    import datasets
+
     datasets.disable_progress_bars()
     loading = {"path": source, "revision": revision}
     if files:
@@ -154,7 +166,7 @@ def _read_dataset(source: str, revision: str | None, files: Sequence[Path]) -> T
     return Table(table.column_names, table, _outlines(table), {})
 
 
-def _outlines(table: datasets.Dataset) -> Iterator[dict[str, Any]]:
+def _outlines(table: Any) -> Iterator[dict[str, Any]]:
     columns = {name: _outline(table.data.column(name)) for name in table.column_names if name in _WANTED}
     for batch in pyarrow.table(columns).to_batches():
         yield from batch.to_pylist()

@@ -214,12 +214,13 @@ def _advice(
 
 def _less_to_train(config: RunConfig) -> list[tuple[str, Any]]:
     """Settings that make training need less, from what costs least to what costs most."""
+    shards = sharding()
     return [
         ("train.gradient_checkpointing", True),
         ("train.precision", "bf16"),
         ("generator.dtype", "bfloat16"),
         *([("train.optimizer", "adamw_8bit")] if _on_gpu(config) else []),
-        ("train.optimizer", "adafactor"),
+        *([] if shards and shards.weights else [("train.optimizer", "adafactor")]),  # it cannot step those
         ("train.mode", "lora"),
         ("generator.dtype", "bfloat16"),  # the base under an adapter
     ]

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from generators.adapters import check_targets
+from generators.build import family_class
 from generators.loading import device_name
 from mpo import foreign
 from mpo.artifacts import Round, Run, kept_weights, weights
@@ -28,13 +29,13 @@ from mpo.out_of_memory import encoding, sampling, scoring, told_where
 from mpo.pairs import choose_pairs, given_pairs
 from mpo.processes import join, make, share
 from mpo.samples import sample_shard
-from mpo.scores import first_candidates, paths, read_scores, write_names, write_scores
+from mpo.scores import first_candidates, paths, read_scores, refuse_unscored, write_names, write_scores
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
 from mpo.timing import note
 from mpo.training import select, train
 from mpo.training_arguments import check_integrations, check_training
 from mpo.yields import MARGINS, yield_report
-from rewards import load_checklist
+from rewards import check_reward, load_checklist
 
 if TYPE_CHECKING:
     from mpo.tracking import Tracker
@@ -152,6 +153,13 @@ def check(run: Run, processes: int = 1) -> None:
     check_integrations(run.config.train.report_to)
     reward, objectives = run.config.reward, run.config.objectives
     checklist = load_checklist(reward.checklist, reward.policy, reward.questions)
+    check_reward(reward, checklist)
+    made = family_class(run.config.generator.family).modality
+    if checklist.modality not in (None, made):
+        raise ValueError(
+            f"reward.checklist = {reward.checklist!r}: it asks about {checklist.modality}s, "
+            f"generator.family = {run.config.generator.family!r} makes {made}s"
+        )
     for granularity in (objectives.granularity, *GRANULARITIES):  # the yield is told at all of them
         weights_in_total(list(parts(paths(checklist), granularity, objectives.dims)), objectives.dims)
     generator, train = run.config.generator, run.config.train
@@ -244,12 +252,16 @@ def score(
                 media = [samples.folder / row["media"] for row in rows]
                 cards = []
                 with told_where(*scoring(session.run.config)):
-                    for card in reward.stream(media, [row["prompt"] for row in rows]):
+                    texts = [row["prompt"] for row in rows]
+                    for card in reward.stream(media, texts, silence_is_error=False):
                         cards.append(card)
                         bar.update()
                 write_names(artifact, reward.checklist)
                 keys = [(row["prompt_id"], row["candidate"]) for row in rows]
                 write_scores(artifact, index, keys, cards, reward.checklist)
+        session.process.wait_for_everyone()
+        if session.process.is_main_process:
+            refuse_unscored(artifact)
 
     session.make(artifact, work)
 

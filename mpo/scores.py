@@ -14,7 +14,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from mpo.objectives import by_prompt
-from mpo.store import Artifact, write_json, write_table
+from mpo.store import Artifact, read_table, write_json, write_table
 
 if TYPE_CHECKING:
     from rewards.checklist import Checklist
@@ -113,6 +113,14 @@ def read_scores(artifact: Artifact) -> ScoreTable:
         p_yes=matrix("p_yes"),
         missing=[entry for entry in reasons if entry[2] is not None],
     )
+
+
+def refuse_unscored(artifact: Artifact) -> None:
+    """ValueError where none of the samples has a score, in whatever shards, with the first one's reason."""
+    shards = artifact.shards("scores")
+    reasons = [row["missing"] for row in read_table(*shards)] if shards else []
+    if reasons and None not in reasons:
+        raise ValueError(f"{artifact.folder}: none of {len(reasons)} samples has a score; {reasons[0]}")
 
 
 def tell_unscored(artifacts: Iterable[tuple[str, Artifact]]) -> bool:

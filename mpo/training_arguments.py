@@ -66,6 +66,9 @@ _BITSANDBYTES = {
     "paged_adamw": "paged_adamw_32bit",
     "paged_adamw_8bit": "paged_adamw_8bit",
 }
+# Options of the Trainer that would make it do what the run does itself, or that its launcher does.
+_FOREIGN = ("eval_", "do_", "fsdp", "deepspeed", "load_best_model_at_end")
+_INSTEAD = "a run evaluates by itself, and configs/accelerate/ says how it is sharded"
 _OPTIMIZERS = {"adamw": "adamw_torch_fused", "adafactor": "adafactor"} | _BITSANDBYTES
 # The run's key for a field of the arguments that it sets, where that is not `train` and the field's name.
 _KEYS = {
@@ -156,7 +159,7 @@ def _told(settings: str) -> Iterator[None]:
     """Name the settings in what transformers or torch refuse."""
     try:
         yield
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{settings}: {reason}") from error
 
@@ -167,8 +170,13 @@ def _check_options(options: Mapping[str, Any], settings: Mapping[str, Any]) -> N
     for name in sorted(options):
         if name not in known:
             raise ValueError(f"train.options.{name}: not a field of transformers.TrainingArguments")
+        if name.startswith(_FOREIGN):
+            raise ValueError(f"train.options.{name}: must be left out; {_INSTEAD}")
         if name in settings or name in _KEYS:
             raise ValueError(f"train.options.{name}: set {_KEYS.get(name, f'train.{name}')} instead")
+    limit = options.get("save_total_limit")
+    if limit is not None and not isinstance(limit, int):
+        raise ValueError(f"train.options.save_total_limit = {limit!r}: must be a whole number or null")
 
 
 def _check_optimizer(name: str, cpu: bool) -> None:

@@ -13,6 +13,7 @@ _HOMES = {
     "Question": "rewards.checklist",
     "Scorecard": "rewards.scorecard",
     "VisionReward": "rewards.vision_reward",
+    "check_reward": "rewards.build",
     "load_checklist": "rewards.build",
     "load_judge": "rewards.build",
     "load_media": "rewards.media",

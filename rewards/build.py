@@ -37,9 +37,9 @@ def load_reward(config: str | Path | Mapping | Any) -> VisionReward:
 def assemble(settings: RewardSettings, checklist: Checklist) -> VisionReward:
     """The reward with the judge, the features and the cache of `settings`, and this checklist."""
     from rewards.cache import AnswerCache
-    from rewards.vision_reward import VisionReward, require_features
+    from rewards.vision_reward import VisionReward
 
-    require_features(checklist, settings.features)
+    check_reward(settings, checklist)
     judge = load_judge(
         settings.judge,
         kind=settings.kind,
@@ -49,14 +49,27 @@ def assemble(settings: RewardSettings, checklist: Checklist) -> VisionReward:
         batch_size=settings.batch_size or BATCH_SIZE,
         frames=settings.frames,
     )
-    wanted = [feature.id for feature in checklist.features]
-    for name in settings.features:
-        check_choice(f"checklist {checklist.name}: features", name, wanted)
     features = {
         name: load_feature(name, values, judge, settings) for name, values in settings.features.items()
     }
     cache = AnswerCache(settings.cache) if settings.cache else None
     return VisionReward(judge, checklist, cache, features, settings.min_mass, settings.batch_size)
+
+
+def check_reward(settings: Any, checklist: Checklist) -> None:
+    """ValueError for what no judge can be asked, before one is loaded. `settings` as of `RewardSettings`."""
+    from rewards.cogvlm2.tokens import CUES
+    from rewards.media import read_rule
+    from rewards.vision_reward import require_features
+
+    read_rule(settings.frames)
+    template = settings.template
+    if template is not None and "{question}" not in template and template not in CUES:
+        raise ValueError(f"template {template!r} has no {{question}}, nor is it one of {', '.join(CUES)}")
+    require_features(checklist, settings.features)
+    wanted = [feature.id for feature in checklist.features]
+    for name in settings.features:
+        check_choice(f"checklist {checklist.name}: features", name, wanted)
 
 
 def load_judge(

@@ -78,8 +78,13 @@ class VisionReward:
             prompts = [prompts] * len(media)
         return list(self.stream(media, prompts))
 
-    def stream(self, media: Sequence, prompts: Sequence[str]) -> Iterator[Scorecard]:
-        """Like `score` for many items, yielding each scorecard as it comes."""
+    def stream(
+        self, media: Sequence, prompts: Sequence[str], silence_is_error: bool = True
+    ) -> Iterator[Scorecard]:
+        """Like `score` for many items, yielding each scorecard as it comes.
+
+        silence_is_error: False where these are some of the items only, so that a judge may answer others.
+        """
         if len(media) != len(prompts):
             raise ValueError(
                 f"score: {len(media)} media and {len(prompts)} prompts; needed one prompt a medium"
@@ -87,9 +92,10 @@ class VisionReward:
         watch = _Watch(self.judge.name, self.min_mass)
         items = zip(media, prompts, strict=True)
         while chunk := list(islice(items, self.chunk)):
-            yield from self._score_chunk(chunk, watch)
             watch.warn_if_silent()
-        watch.stop_if_silent()
+            yield from self._score_chunk(chunk, watch)
+        if silence_is_error:
+            watch.stop_if_silent()
         watch.warn_if_same()
 
     def _score_chunk(self, chunk: list[tuple], watch: _Watch) -> list[Scorecard]:

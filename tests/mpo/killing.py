@@ -61,8 +61,8 @@ def together(target, *calls: tuple, **environment: str) -> list[multiprocessing.
 
 def complaint(config: Path) -> str:
     """What the run refused to do and why: the one line of its own that it ended with."""
-    lines = [line for line in config.with_suffix(".log").read_text().splitlines() if line.startswith("mpo: ")]
-    (line,) = lines
+    lines = config.with_suffix(".log").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("mpo: ") and not line.startswith("mpo: warning: "))
     return line
 
 

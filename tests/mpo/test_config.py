@@ -109,6 +109,7 @@ def test_resolved_yaml_reads_back_equal(base, tmp_path):
         ("run_dir=${nothing}", "run_dir: Interpolation key 'nothing' not found"),
         ("train.beta", "override 'train.beta': must be key=value"),
         ("=3", "override '=3': must be key=value"),
+        ("reward.features={a:{kind:b}}", "a value is not valid YAML: "),
     ],
 )
 def test_what_cannot_be_is_one_line_that_names_it(base, override, message):

@@ -172,6 +172,8 @@ def test_a_line_that_is_broken_or_holds_no_pair_is_one_bad_row(folder, capfd):
     (folder / "pairs.jsonl").unlink()
     (folder / "data.jsonl").write_text("\n" + "\n".join(lines))  # blank lines are no rows
     (folder / "._data.jsonl").write_bytes(b"\0\5")  # hidden, and not part of the data
+    (folder / ".git").mkdir()
+    (folder / ".git" / "old.jsonl").write_text('{"prompt": "old"}')
     pairs = read_pairs(str(folder))
     assert pairs.rows == [0] and list(pairs.bad) == list(range(1, len(lines)))
     for reason, beginning in zip(pairs.bad.values(), list(lines.values())[1:], strict=True):

@@ -19,6 +19,8 @@ from mpo.pipeline import begin, check, evaluate, run_stages
 from mpo.samples import StoredSamples
 from mpo.scores import read_scores
 from mpo.store import locked, read_table
+from rewards.judges.base import Answers
+from rewards.judges.transformers_vlm import TransformersJudge
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,47 @@ def test_two_processes_give_what_one_gives(finished, tmp_path):
     ours = contents(tmp_path / "store")
     assert any(name.endswith("pairs.parquet") for name in ours)
     assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+@pytest.mark.parametrize(
+    ("reward", "told"),
+    [
+        ({"frames": "all"}, "frames: 'all' is unknown"),
+        ({"template": "Well?"}, "template 'Well\\?' has no {question}, nor is it one of base, vqa, chat"),
+        ({"features": {"fit": {"kind": "judge"}}}, "features 'fit' is unknown"),
+        ({"checklist": "configs/checklists/quickstart_video.yaml"}, "asks about videos, .* makes images"),
+    ],
+)
+def test_what_no_judge_can_be_asked_is_refused_at_the_start(reward, told, tiny_run, tmp_path):
+    run = resolve(load(tiny_run(tmp_path, reward=reward)))
+    with pytest.raises(ValueError, match=told):
+        check(run)
+
+
+def test_a_silent_judge_is_an_error_of_the_stage_not_of_a_shard(tiny_run, tmp_path, monkeypatch):
+    run = resolve(load(tiny_run(tmp_path, reward={"min_mass": 0.5})))
+    session = begin(run)
+    loud: list[str] = []  # files about which the judge says yes or no
+
+    def answer(judge, media, questions):
+        shares = [0.9 if any(item.source.endswith(name) for name in loud) else 0.1 for item in media]
+        halves = [
+            torch.full((len(asked),), share / 2).log() for share, asked in zip(shares, questions, strict=True)
+        ]
+        return [Answers(half, half) for half in halves]
+
+    monkeypatch.setattr(TransformersJudge, "answer", answer)
+    pipeline.candidates(session, run.artifacts.rounds[0])
+    for _ in range(2):  # the second time all shards are there
+        with pytest.raises(ValueError, match="none of 20 samples has a score; .* yes and no hold 10.0%"):
+            pipeline.score(session, run.artifacts.scores, run.artifacts.candidates)
+        assert not run.artifacts.scores.done
+    for shard in run.artifacts.scores.shards("scores"):
+        shard.unlink()
+    shutil.rmtree(tmp_path / "store" / "score-cache")
+    loud.append("000004-00.png")  # of the last shard
+    pipeline.score(begin(run), run.artifacts.scores, run.artifacts.candidates)
+    assert len(read_scores(run.artifacts.scores).missing) == 19
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,12 @@ def test_only_schedules_that_follow_an_evaluation_are_left_out():
         ({"displacement_factor": 0.1}, "train.options.displacement_factor: set train.displacement.factor"),
         ({"seed": 7}, "train.options.seed: set seed instead"),
         ({"use_cpu": True}, "train.options.use_cpu: set generator.device instead"),
+        (
+            {"eval_strategy": "steps"},
+            "train.options.eval_strategy: must be left out; a run evaluates by itself",
+        ),
+        ({"deepspeed": "zero.json"}, "train.options.deepspeed: must be left out"),
+        ({"save_total_limit": "x"}, "train.options.save_total_limit = 'x': must be a whole number or null"),
     ],
 )
 def test_options_that_are_refused_name_the_setting(options, told):
