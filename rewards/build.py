@@ -153,13 +153,19 @@ def detect_kind(path: str | Path) -> str:
     if not config.is_file():
         if Path(path).exists():
             raise ValueError(f"{path}: no config.json, so this is not a model folder")
+        from huggingface_hub.constants import HF_HUB_CACHE
         from transformers.utils import cached_file
 
+        from rewards.judges.loading import check_place, quiet
+
+        check_place(path)
         try:
-            found = cached_file(str(path), "config.json")
-        except OSError as error:
+            with quiet():
+                found = cached_file(str(path), "config.json")
+        except OSError:
             raise ValueError(
-                f"{path}: no such folder or model ({' '.join(str(error).split())[:150]})"
+                f"{path}: no such folder, and a model neither of the hub (as far as it can be reached) "
+                f"nor of its cache {HF_HUB_CACHE}"
             ) from None
         config = Path(found)
     try:

@@ -96,8 +96,8 @@ def convert_sat(
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} is unknown; allowed: {', '.join(DTYPES)}")
     out = Path(out)
-    vocabulary = None if tokenizer is None else load_tokenizer(tokenizer)
     with open_sat(source) as checkpoint:
+        vocabulary = None if tokenizer is None else load_tokenizer(tokenizer)
         names = our_names(checkpoint)
         config = our_config(checkpoint, names)
         _check(checkpoint, names, config)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -140,13 +141,17 @@ def one_line(error: Exception, limit: int = 300) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silences transformers' progress bars and loading report, which `check_keys` replaces."""
+    """Silences transformers' progress bars and loading report, which `check_keys` replaces, and what the hub
+    says of each try to reach it."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    of_hub = hub_logging.get_verbosity()
     logging.set_verbosity_error()
+    hub_logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        hub_logging.set_verbosity(of_hub)
         if bars:
             logging.enable_progress_bar()
