@@ -32,7 +32,7 @@ from rewards.choice import check_choice
 from rewards.finetune_settings import JudgeTraining
 from rewards.judge_metrics import JudgeReport, measure_answers
 from rewards.judges.base import Failure
-from rewards.judges.loading import DTYPES, quiet
+from rewards.judges.loading import DTYPES, pick_device, quiet
 from rewards.judges.transformers_vlm import TransformersJudge
 from rewards.media import load_media
 from rewards.packed_batch import Sharer, answer_tokens, check_packed, pack_answers, stack
@@ -49,8 +49,8 @@ def train_judge(settings: JudgeTraining) -> JudgeReport:
     out = Path(settings.out)
     if out.exists():
         raise FileExistsError(f"{out}: exists already; choose another out=")
-    arguments = _arguments(settings)
     train, validation = _read_sides(settings)
+    arguments = _arguments(settings)
     judge = load_judge(
         settings.judge,
         template=settings.template,
@@ -293,7 +293,7 @@ def _arguments(settings: JudgeTraining) -> SFTConfig:
         "use_cache": True,  # what the saved model's config says; trl turns the cache off in training
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
-        "use_cpu": settings.device == "cpu",
+        "use_cpu": pick_device(settings.device).type == "cpu",
         "report_to": [],
         "seed": settings.seed,
     }

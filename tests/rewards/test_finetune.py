@@ -225,6 +225,8 @@ def test_settings_left_out_are_named(tmp_path):
 
 def test_what_cannot_be_is_refused_before_the_judge_is_loaded(tiny_vlm, data, tmp_path):
     given = settings(tiny_vlm, data, tmp_path / "judge", judge="nowhere")
+    with pytest.raises(FileNotFoundError, match="absent.jsonl: no such file"):
+        train_judge(replace(given, data=str(tmp_path / "absent.jsonl"), precision="bf16", device="auto"))
     with pytest.raises(ValueError, match="options: .* 'loging_steps' is unknown; did you mean"):
         train_judge(replace(given, options={"loging_steps": 5}))
     with pytest.raises(ValueError, match="must be a multiple of 6"):
