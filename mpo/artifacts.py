@@ -19,7 +19,6 @@ from mpo.store import Artifact, digest, write_bytes, writing
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
 VERSIONS = {"generate": 2, "score": 2, "pair": 1, "train": 2, "select": 1, "evaluate": 2, "report": 2}
-_BROUGHT = 3  # that of generate where it takes in pairs from elsewhere
 CONFIG = "config.yaml"
 CARD = "README.md"  # of the tuned model
 
@@ -169,13 +168,9 @@ class _Names:
         """What a round pairs: samples, or what was brought from elsewhere."""
         if not self.config.pairs.source:
             return self.samples("train", self.config.generate.candidates, start, seed)
+        size = self.config.generate.shard_size
         return self.made(
-            "generate",
-            version=_BROUGHT,
-            generator=self.inputs.generator,
-            **self.inputs.data,
-            samples=2,
-            shard_size=self.config.generate.shard_size,
+            "generate", generator=self.inputs.generator, **self.inputs.data, samples=2, shard_size=size
         )
 
     def round(self, number: int, before: Artifact | None) -> Round:
