@@ -74,8 +74,8 @@ def vqa(
         Question(f"question {n}", text, "answers", "answers", 1.0) for n, text in enumerate(question, 1)
     )
     used = replace(reward_settings(reward, judge, None, settings, cache), features={})  # of no question here
-    found = assemble(used, Checklist("vqa", asked))
     items = find_media(media)
+    found = assemble(used, Checklist("vqa", asked))
     cards = _score(found, items, [prompt or ""] * len(items))
     for card in cards:
         texts = found.checklist.ask(card.prompt)
@@ -228,7 +228,9 @@ def reward_settings(reward, judge, checklist, settings, cache):
 
     if (reward is None) == (judge is None):
         given = "both were given; name one reward" if reward else "a reward is needed"
-        raise ConfigError(f"{given}: --reward configs/rewards/NAME.yaml, or --judge FOLDER with --checklist")
+        raise ConfigError(
+            f"{given}: --reward configs/rewards/NAME.yaml, or --judge FOLDER, to score with --checklist"
+        )
     content: dict[str, Any] = dict(read_yaml(reward)) if reward else {"judge": judge}
     if checklist is not None:
         content["checklist"] = checklist

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mpo import charts
 from mpo.artifacts import Run
+from mpo.config import as_written
 from mpo.embed import data_uri
 from mpo.gallery import Card, Gallery, Samples, asked, pack, spread_cards, total
 from mpo.objectives import in_words
@@ -160,9 +161,9 @@ def _differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     flat = []
     for run in runs:
         roles = {name: in_words(setting) for name, setting in run.config.objectives.dims.items()}
-        settings = asdict(run.config)
-        del settings["objectives"]["dims"]
-        flat.append(_flat(settings) | {f"objectives.dims.{name}": words for name, words in roles.items()})
+        written = as_written(run.config)
+        del written["objectives"]["dims"]
+        flat.append(_flat(written) | {f"objectives.dims.{name}": words for name, words in roles.items()})
     keys = dict.fromkeys(key for settings in flat for key in settings if key not in _PLACES)
     found = {key: [settings.get(key, "–") for settings in flat] for key in keys}
     return {key: values for key, values in found.items() if any(value != values[0] for value in values)}

@@ -7,7 +7,7 @@ OmegaConf, so that unknown keys and wrong types are refused with one line, and r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -268,9 +268,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
+def as_written(config: RunConfig) -> dict[str, Any]:
+    """The resolved config by the keys that a file has."""
+    found = asdict(config)
+    found["pairs"] = {"from" if key == "source" else key: value for key, value in found["pairs"].items()}
+    return found
+
+
 def to_yaml(config: RunConfig) -> str:
     """The resolved config as YAML that `load` reads back to an equal one."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return OmegaConf.to_yaml(OmegaConf.create(as_written(config)))
 
 
 def _read_yaml(path: Path) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mpo.artifacts import Run
 
@@ -45,7 +45,7 @@ def yield_table(run: Run) -> None:
     if not pairs.done:
         return
     content = json.loads((pairs.folder / "yield.json").read_text())
-    table = Table(*YIELD_COLUMNS, "blocks most", title="yield")
+    table = Table(*YIELD_COLUMNS, Column("blocks most", overflow="fold"), title="yield")
     chosen = run.config.objectives.granularity
     for row in content["rows"]:
         most = sorted(row["blocks"].items(), key=lambda entry: -entry[1])[:2]

@@ -66,6 +66,8 @@ def survey(run: Run, margins: Sequence[float], counts: Sequence[int], wanted: fl
     dims, tolerance, own = config.objectives.dims, config.pairs.tolerance, config.pairs.margin
     found = {name: at_granularity(levels, name, dims, tolerance) for name in GRANULARITIES}
     stored = levels["total"][1].shape[1]
+    if any(count > stored for count in counts):
+        raise ValueError(f"--counts {max(counts)}: only {stored} candidates of a prompt are scored")
     report = yield_report(
         found,
         sorted({own, *(margins or _usual_margins(own, float(found["total"].spread)))}),

@@ -53,6 +53,9 @@ def test_resolved_yaml_reads_back_equal(base, tmp_path):
     saved = tmp_path / "saved.yaml"
     saved.write_text(to_yaml(config))
     assert asdict(load(saved)) == asdict(config)
+    foreign = load(base, ["pairs.from=data", "prompts.train=null"])
+    saved.write_text(to_yaml(foreign))
+    assert "from: data" in saved.read_text() and asdict(load(saved)) == asdict(foreign)
 
 
 @pytest.mark.parametrize(
