@@ -2,12 +2,15 @@
 
     python benchmarks/train_step.py [--models "unet mid"] [--modes lora full] [--batch 16] [--micro 2]
 
-The plain way keeps a second copy of the denoiser as the reference, holds VAE and text encoder in memory, and
-encodes pictures and prompts at every step; ours reads both from what was stored, and takes the reference from
-the adapter's switch where there is one. Both take the same pairs, noise, optimiser, autograd, layout of
-weights, and micro-batches, whose gradients a step adds up. Steps of the two alternate in one process, seconds
-are medians of that process's own CPU time (of the clock on a GPU), and each way's peak memory is taken in a
-process of its own, over its steps. Models have random weights.
+The plain way is the loop of the training scripts that people share: accelerate, a DataLoader, AdamW and a
+schedule as they come, loss and accuracy logged. It keeps a second copy of the denoiser as the reference,
+holds VAE and text encoder in memory, and encodes pictures and prompts at every step. Ours reads both from
+what was stored, takes the reference from the adapter's switch where there is one, fuses the optimiser and
+lays a UNet's weights out channels last; `--tuned-plain` gives these last two to the plain way as well. Both
+take the same pairs, clipping and micro-batches, whose gradients a step adds up. Each runs in a process of its
+own, a step in turn; seconds are medians of that process's own CPU time (of the clock on a GPU). Two processes
+of one program differ by some percent, so that all is repeated with new ones. Peak memory is taken over a few
+more steps of each. Models have random weights.
 """
 
 from __future__ import annotations
@@ -24,15 +27,19 @@ import sys
 import tempfile
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from random_pipelines import MEDIA, SIZES, save_pipeline
 from torch.nn.functional import logsigmoid
-from transformers import TrainerCallback
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, get_scheduler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from generators.adapters import Denoiser, FullTuning, LoraTuning  # noqa: E402
@@ -43,6 +50,7 @@ from mpo.preference_data import PreferencePairs  # noqa: E402
 from mpo.trainer import DiffusionDPOTrainer  # noqa: E402
 from mpo.training_arguments import training_arguments  # noqa: E402
 
+WAYS = ("ours", "plain")
 WARM_UP, PAIRS, BETA, RATE = 2, 6, 200.0, 1e-5
 GPU = torch.cuda.is_available()
 
@@ -97,16 +105,28 @@ def inputs(name: str):
     ]
 
 
+@dataclass(frozen=True)
+class Case:
+    """A row of the table: what both ways train."""
+
+    name: str
+    settings: SimpleNamespace
+    mode: str
+    batch: int
+    micro: int
+    tuned_plain: bool
+
+
 def tuned(generator, mode: str):
     return LoraTuning(generator, rank=16) if mode == "lora" else FullTuning(generator)
 
 
 class Ours:
-    """The trainer over stored latents; `steps` calls `between` after each step with its seconds and parts."""
+    """The trainer over stored latents."""
 
-    def __init__(self, name: str, settings, mode: str, batch: int, micro: int, stored) -> None:
-        generator = build_generator(settings, denoiser_only=True)
-        self.tuning, self.parts, self.batch, self.micro = tuned(generator, mode), Parts(), batch, micro
+    def __init__(self, case: Case, stored) -> None:
+        generator = build_generator(case.settings, denoiser_only=True)
+        self.case, self.tuning, self.parts = case, tuned(generator, case.mode), Parts()
         latents, conditioning = stored
         even = list(range(0, 2 * PAIRS, 2))
         self.pairs = PreferencePairs(
@@ -121,21 +141,28 @@ class Ours:
         if self.tuning.frozen is not None:
             self.parts.watch(self.tuning.frozen.model)
 
-    def run(self, steps: int, between) -> None:
+    def run(self, steps: int, told, turn) -> None:
+        """Wait for each step's `turn`, and call `told` with its seconds and parts."""
         parts = self.parts
 
         class Clock(TrainerCallback):
             def on_train_begin(self, *args, **kwargs):
+                turn()
                 self.start = now()
 
-            def on_step_end(self, *args, **kwargs):
+            def on_step_end(self, args, state, control, **kwargs):
                 seconds = now() - self.start
-                between({"step": seconds, **parts.take()})
-                parts.take()
+                told({"step": seconds, **parts.take()})
+                if state.global_step < steps:
+                    turn()
                 self.start = now()
 
         train = TrainConfig(
-            beta=BETA, learning_rate=RATE, steps=steps, batch_size=self.batch, micro_batch_size=self.micro
+            beta=BETA,
+            learning_rate=RATE,
+            steps=steps,
+            batch_size=self.case.batch,
+            micro_batch_size=self.case.micro,
         )
         with tempfile.TemporaryDirectory() as folder:
             arguments = training_arguments(
@@ -155,43 +182,56 @@ class Ours:
 class Plain:
     """The same training as a plain loop with a second copy of the model and all encoders."""
 
-    def __init__(self, name: str, settings, mode: str, batch: int, micro: int, stored=None) -> None:
-        self.generator, self.parts, self.at = build_generator(settings), Parts(), 0
-        self.batch, self.micro = batch, micro
+    def __init__(self, case: Case) -> None:
+        self.generator, self.parts = build_generator(case.settings), Parts()
+        self.accelerator = Accelerator(cpu=not GPU, gradient_accumulation_steps=case.batch // case.micro)
         self.reference = copy.deepcopy(self.generator.model).requires_grad_(False)
-        if mode == "lora":
+        if case.mode == "lora":
             LoraTuning(self.generator, rank=16)
         else:
             self.generator.model.requires_grad_(True)
         self.generator.model.train()
-        for model in (self.generator.model, self.reference):
-            Denoiser(self.generator, model).channels_last()
-        self.media, self.prompts = inputs(name)
-        trained = [p for p in self.generator.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=RATE, fused=True)
-        self.trained = trained
+        if case.tuned_plain:
+            for model in (self.generator.model, self.reference):
+                Denoiser(self.generator, model).channels_last()
+        self.media, self.prompts = inputs(case.name)
+        self.trained = [p for p in self.generator.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(self.trained, lr=RATE, fused=case.tuned_plain or None)
+        order = [draw % PAIRS for draw in range(1000 * case.batch)]
+        self.model, self.optimizer, self.scheduler, loader = self.accelerator.prepare(
+            self.generator.model,
+            optimizer,
+            get_scheduler("constant", optimizer),
+            DataLoader(order, case.micro, collate_fn=list),
+        )
+        self.batches, self.logged = iter(loader), []
         self.parts.watch(self.generator.model), self.parts.watch(self.reference)
 
-    def run(self, steps: int, between) -> None:
+    def run(self, steps: int, told, turn) -> None:
         for _ in range(steps):
+            turn()
             start = now()
             self.step()
-            between({"step": now() - start, **self.parts.take()})
+            told({"step": now() - start, **self.parts.take()})
 
     def step(self) -> None:
-        for _ in range(self.batch // self.micro):
-            loss = self.loss(self.micro) / (self.batch // self.micro)
-            with self.parts.part("policy"):
-                loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        stepped = False
+        while not stepped:
+            with self.accelerator.accumulate(self.model):
+                loss, accuracy = self.loss(next(self.batches))
+                with self.parts.part("policy"):
+                    self.accelerator.backward(loss)
+                stepped = self.accelerator.sync_gradients
+                if stepped:
+                    self.accelerator.clip_grad_norm_(self.trained, 1.0)
+                self.optimizer.step()
+                self.scheduler.step()
+                self.optimizer.zero_grad()
+            self.logged.append({"loss": loss.detach().item(), "accuracy": accuracy.item()})
 
-    def loss(self, count: int) -> torch.Tensor:
-        """The loss of the next `count` pairs."""
-        generator, schedule = self.generator, self.generator.schedule
-        chosen = [(self.at + i) % PAIRS for i in range(count)]
-        self.at += count
+    def loss(self, chosen: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of the pairs `chosen`, and the share of them told apart rightly."""
+        generator, schedule, count = self.generator, self.generator.schedule, len(chosen)
         with self.parts.part("VAE"):
             media = [self.media[2 * i] for i in chosen] + [self.media[2 * i + 1] for i in chosen]
             x0 = generator.encode(media).to(generator.device)
@@ -199,79 +239,88 @@ class Plain:
             rows = generator.encode_prompts([self.prompts[i] for i in chosen])
             conditioning = Conditioning.cat([rows, rows]).to(generator.device)
         noise = torch.randn_like(x0[:count]).repeat(2, *[1] * (x0.dim() - 1))
-        drawn = [schedule.sample_timesteps(torch.Generator().manual_seed(self.at + i)) for i in range(count)]
-        timesteps = torch.cat(drawn).repeat(2).to(x0.device)
+        timesteps = schedule.sample_timesteps(torch.default_generator, count).repeat(2).to(x0.device)
         x_t, target = schedule.add_noise(x0, noise, timesteps), schedule.target(x0, noise, timesteps)
         with torch.no_grad():
             reference = generator.predict(x_t, timesteps, conditioning, self.reference)
         error = (generator.predict(x_t, timesteps, conditioning) - target).square().flatten(1).mean(1)
         ref_error = (reference - target).square().flatten(1).mean(1)
         excess = error - ref_error
-        return -logsigmoid(-0.5 * BETA * (excess[:count] - excess[count:])).mean()
+        margin = -0.5 * BETA * (excess[:count] - excess[count:])
+        return -logsigmoid(margin).mean(), (margin > 0).float().mean()
 
 
-def store(name: str, settings):
-    generator = build_generator(settings)
-    media, prompts = inputs(name)
+def store(case: Case):
+    generator = build_generator(case.settings)
+    media, prompts = inputs(case.name)
     return generator.encode(media), generator.encode_prompts(prompts)
 
 
-def seconds(
-    name: str, settings, mode: str, batch: int, micro: int, steps: int
-) -> dict[str, list[dict[str, float]]]:
+def seconds(case: Case, steps: int) -> dict[str, list[dict[str, float]]]:
     """The parts of every step after warming up, of both ways, whose steps alternate."""
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
-    stored = store(name, settings)
-    plain = Plain(name, settings, mode, batch, micro)
-
-    def between(parts):
-        found["ours"].append(parts)
-        plain.run(1, found["plain"].append)
-
-    Ours(name, settings, mode, batch, micro, stored).run(WARM_UP + steps, between)
+    found = {way: [] for way in WAYS}
+    running = {way: begin(_in_turn, case, way, WARM_UP + steps) for way in WAYS}
+    for _ in range(WARM_UP + steps):
+        for way, (_, pipe) in running.items():
+            pipe.send("your turn")
+            found[way].append(pipe.recv())
+    for process, _ in running.values():
+        process.join()
     return {way: rows[WARM_UP:] for way, rows in found.items()}
 
 
-def peak_bytes(way: str, name: str, settings, mode: str, batch: int, micro: int) -> float:
+def _in_turn(pipe, case: Case, way: str, steps: int) -> None:
+    runner = Ours(case, store(case)) if way == "ours" else Plain(case)
+    runner.run(steps, pipe.send, pipe.recv)
+
+
+def peak_bytes(case: Case) -> dict[str, float]:
+    """By way, the most bytes that it held during a step."""
+    found = {}
+    for way in WAYS:
+        process, pipe = begin(_peak, case, way)
+        found[way] = pipe.recv()
+        process.join()
+    return found
+
+
+def _peak(pipe, case: Case, way: str) -> None:
     """The most memory that the process held during a step beyond what it held before loading any model."""
-    stored = store(name, settings) if way == "ours" else None
+    stored = store(case) if way == "ours" else None
     gc.collect()
     base = 0 if GPU else _resident("VmRSS")
-    runner = (Ours if way == "ours" else Plain)(name, settings, mode, batch, micro, stored)
+    runner = Ours(case, stored) if way == "ours" else Plain(case)
     peaks = []
 
-    def between(_):
+    def told(_):
         peaks.append(torch.cuda.max_memory_allocated() if GPU else _resident("VmHWM") - base)
         if GPU:
             torch.cuda.reset_peak_memory_stats()
         else:
             Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
 
-    runner.run(WARM_UP + 2, between)
-    return max(peaks[WARM_UP:])
+    runner.run(WARM_UP + 2, told, lambda: None)
+    pipe.send(max(peaks[WARM_UP:]))
 
 
 def _resident(field: str) -> int:
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def _child(target, arguments, pipe) -> None:
+def _child(target, pipe, arguments) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the trainer's own lines
-    pipe.send(target(*arguments))
-    pipe.close()
+    target(pipe, *arguments)
 
 
-def alone(target, *arguments):
-    """`target(*arguments)` in a process of its own."""
+def begin(target, *arguments):
+    """Start `target(pipe, *arguments)` in a process of its own; the process, and our end of the pipe."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_child, args=(target, arguments, theirs))
+    process = context.Process(target=_child, args=(target, theirs, arguments))
     process.start()
     theirs.close()
-    found = ours.recv()
-    process.join()
-    return found
+    return process, ours
 
 
 def _outside(step: dict[str, float]) -> float:
@@ -279,26 +328,31 @@ def _outside(step: dict[str, float]) -> float:
     return 1 - sum(seconds for part, seconds in step.items() if part != "step") / step["step"]
 
 
-def line(name: str, mode: str, both: dict[str, list[dict[str, float]]], memory: dict[str, float]) -> str:
+def _saved(repeat: dict[str, list[dict[str, float]]]) -> float:
+    """What a step of ours saves, as a share of what VAE and text encoder take in the plain way."""
+    steps = zip(repeat["ours"], repeat["plain"], strict=True)
+    return statistics.median((p["step"] - o["step"]) / (p["VAE"] + p["text"]) for o, p in steps)
+
+
+def line(case: Case, repeats: list[dict[str, list[dict[str, float]]]], memory: dict[str, float]) -> str:
     """A row of the table."""
+    both = {way: [row for repeat in repeats for row in repeat[way]] for way in WAYS}
     median = {
         way: {part: statistics.median(row.get(part, 0.0) for row in rows) for part in PARTS}
         for way, rows in both.items()
     }
     ours, plain = median["ours"], median["plain"]
     outside = {way: statistics.median(_outside(row) for row in rows) for way, rows in both.items()}
-    saved = statistics.median(
-        (p["step"] - o["step"]) / (p["VAE"] + p["text"])
-        for o, p in zip(both["ours"], both["plain"], strict=True)
-    )
+    saved = [_saved(repeat) for repeat in repeats]
+    spread = statistics.stdev(saved) / len(saved) ** 0.5 if len(saved) > 1 else float("nan")
     cells = [
-        name,
-        mode,
+        case.name,
+        case.mode,
         f"{ours['step']:.3f}",
         f"{plain['step']:.3f}",
         f"{ours['step'] / plain['step']:.2f}",
         *(f"{plain[part]:.3f}" for part in ("policy", "reference", "VAE", "text")),
-        f"{saved:.2f}",
+        f"{statistics.fmean(saved):.2f} ± {spread:.2f}",
         f"{outside['ours']:.1%}",
         f"{outside['plain']:.1%}",
         f"{memory['ours'] / 1e6:.0f}",
@@ -319,9 +373,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--modes", nargs="+", choices=("lora", "full"), default=["lora", "full"])
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3, help="of these steps, in new processes")
     parser.add_argument("--batch", type=int, default=16, help="pairs a step")
     parser.add_argument("--micro", type=int, default=2, help="pairs a forward pass")
+    parser.add_argument(
+        "--tuned-plain", action="store_true", help="the plain way with our optimiser and layout of weights"
+    )
     parser.add_argument("--raw", type=Path, help="also write every step's seconds there, as JSON")
     args = parser.parse_args()
     print(HEAD, "|" + " --- |" * HEAD.count(" |"), sep="\n", flush=True)
@@ -330,13 +388,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             settings = save_pipeline(name, Path(folder))
             for mode in args.modes:
-                both = alone(seconds, name, settings, mode, args.batch, args.micro, args.steps)
-                memory = {
-                    way: alone(peak_bytes, way, name, settings, mode, args.batch, args.micro)
-                    for way in ("ours", "plain")
-                }
-                raw[f"{name} {mode}"] = {"seconds": both, "memory": memory}
-                print(line(name, mode, both, memory), flush=True)
+                case = Case(name, settings, mode, args.batch, args.micro, args.tuned_plain)
+                repeats = [seconds(case, args.steps) for _ in range(args.repeats)]
+                memory = peak_bytes(case)
+                raw[f"{name} {mode}"] = {"seconds": repeats, "memory": memory}
+                print(line(case, repeats, memory), flush=True)
     if args.raw:
         args.raw.write_text(json.dumps(raw))
 

@@ -119,7 +119,7 @@ class LoraTuning:
             self._add_previous()
         self.policy, self.frozen = Denoiser(generator, generator.model), None
         self._layers = [
-            (parent._modules, name, layer)
+            (parent._modules, name, layer, layer.base_layer)
             for parent in generator.model.modules()
             for name, layer in parent.named_children()
             if isinstance(layer, BaseTunerLayer)
@@ -136,11 +136,11 @@ class LoraTuning:
 
     def _refer(self, on: bool) -> None:
         """Run the reference's adapter, or the layer without any, in place of the trained one."""
-        for siblings, name, layer in self._layers:
+        for siblings, name, layer, base in self._layers:
             if self._against_start:  # not `set_adapter`, which takes the gradient from the other one
                 layer._active_adapter = [PREVIOUS if on else ADAPTER]
             else:  # not `disable_adapters`: a layer that is switched off costs more time than none
-                siblings[name] = layer.base_layer if on else layer
+                siblings[name] = base if on else layer
 
     def _add_previous(self) -> None:
         """A frozen copy of the adapter as it is now, without dropout."""

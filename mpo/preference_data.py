@@ -61,25 +61,27 @@ class PairDraws(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`latents` [2, ...] winner first, `noise` [...], `timestep` [], `conditioning` by name, `pair`, and
-        `gap` if known."""
-        epoch, place = divmod(index, len(self.pairs))
-        pair = self._order(epoch)[place]
-        winner, loser, prompt = (
-            int(rows[pair]) for rows in (self.pairs.winner, self.pairs.loser, self.pairs.prompt)
-        )
-        latents = torch.stack([self.pairs.latents[winner], self.pairs.latents[loser]]).float()
-        conditioning = self.pairs.conditioning.rows([prompt]).tensors
-        generator = torch.Generator().manual_seed(stable_seed(self.seed, self.pairs.names[pair], epoch))
-        gap = {} if self.pairs.gap is None else {"gap": float(self.pairs.gap[pair])}
-        return gap | {
-            "timestep": self.schedule.sample_timesteps(generator)[0],
-            "noise": torch.randn(latents[0].shape, generator=generator),
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
+        """The draws `indices` as a batch of B: `pair` [B], `timestep` [B], `noise` [B, ...], `latents`
+        [2B, ...] winners first, `conditioning` [B, ...] by name, and `gap` [B] if known."""
+        visits = [divmod(index, len(self.pairs)) for index in indices]
+        drawn = [self._order(epoch)[place] for epoch, place in visits]
+        rows = [int(side[pair]) for side in (self.pairs.winner, self.pairs.loser) for pair in drawn]
+        latents = torch.stack([self.pairs.latents[row] for row in rows]).float()
+        generators = [
+            torch.Generator().manual_seed(stable_seed(self.seed, self.pairs.names[pair], epoch))
+            for pair, (epoch, _) in zip(drawn, visits, strict=True)
+        ]
+        batch = {
+            "pair": torch.tensor(drawn),
+            "timestep": torch.cat([self.schedule.sample_timesteps(generator) for generator in generators]),
+            "noise": torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]),
             "latents": latents,
-            "conditioning": {name: tensor[0] for name, tensor in conditioning.items()},
-            "pair": pair,
+            "conditioning": self.pairs.conditioning.rows([int(self.pairs.prompt[i]) for i in drawn]).tensors,
         }
+        if self.pairs.gap is not None:
+            batch["gap"] = torch.tensor([float(self.pairs.gap[pair]) for pair in drawn])
+        return batch
 
     def _permutation(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(stable_seed(self.seed, "epoch", epoch))

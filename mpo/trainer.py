@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset, SequentialSampler, default_collate
+from torch.utils.data import Dataset, SequentialSampler
 from transformers import TrainerCallback, TrainerState
 
 from generators.adapters import Tuning
@@ -52,15 +53,15 @@ class DiffusionDPOTrainer(ShardingTrainer):
         self.typical_gap = _typical_gap(pairs, args.margin_offset)
         self._comparing = args.loss != "mapo"  # with a reference, by whose error beta is measured
         self._elements = pairs.latents[int(pairs.winner[0])].numel()
-        self._since_log: list[Tensor] = []  # metrics by micro-batch, up to the next line of the log
-        self._of_step: list[Tensor] = []  # what the watch sees by micro-batch, up to the step's end
+        self._since_log: list[list[float]] = []  # means by step, up to the next line of the log
+        self._of_step: list[Tensor] = []  # means by micro-batch, up to the step's end
         self._losses_of_step: list[tuple[Tensor, Tensor]] = []  # pairs and their losses by micro-batch
         self.watch = Watch(args, self._step_means)
         super().__init__(
             model=tuning.policy,
             args=args,
             train_dataset=draws,
-            data_collator=default_collate,
+            data_collator=_as_drawn,
             callbacks=[self.watch, *(callbacks or ())],
         )
 
@@ -80,16 +81,14 @@ class DiffusionDPOTrainer(ShardingTrainer):
         self._losses_of_step.append((inputs["pair"], output.loss.detach()))
         if self.accelerator.sync_gradients:
             self._check_finite()
-        self._since_log.append(torch.stack(list(_metrics(output).values())).mean(1))
         delta = (output.winner_excess - output.loser_excess).abs()
-        watched = (delta, output.winner_excess, output.winner_error - output.winner_excess)
-        self._of_step.append(torch.stack(watched).mean(1))
+        self._of_step.append(torch.stack([*_metrics(output).values(), delta]).mean(1))
         loss = output.loss.mean()
         return (loss, _metrics(output)) if return_outputs else loss
 
     def preference_loss(self, model: nn.Module, inputs: dict[str, Any]) -> LossOutput:
         """The loss [B] of a batch of draws; winners and losers go through the denoiser as one batch of 2B."""
-        x0 = inputs["latents"].transpose(0, 1).flatten(0, 1)
+        x0 = inputs["latents"]
         noise, timesteps = _twice(inputs["noise"]), _twice(inputs["timestep"])
         conditioning = {name: _twice(tensor) for name, tensor in inputs["conditioning"].items()}
         x_t = self.schedule.add_noise(x0, noise, timesteps)
@@ -116,15 +115,19 @@ class DiffusionDPOTrainer(ShardingTrainer):
 
     def _step_means(self) -> tuple[float, float, float]:
         """Of the step that ends, over its whole batch: |delta|, e_w - ref_e_w, ref_e_w."""
-        means = self.accelerator.reduce(torch.stack(self._of_step).mean(0), "mean")
+        means = self.accelerator.reduce(torch.stack(self._of_step).mean(0), "mean").tolist()
         self._of_step.clear()
         self._losses_of_step.clear()
-        return tuple(means.tolist())
+        *metrics, delta = means
+        self._since_log.append(metrics)
+        named = dict(zip(_METRICS, metrics, strict=True))
+        excess = named["errors/winner_excess"]
+        return delta, excess, named["errors/winner"] - excess
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self._since_log:
-            means = self.accelerator.reduce(torch.stack(self._since_log).mean(0), "mean")
-            named = zip(_METRICS, means.tolist(), strict=True)
+            means = map(fmean, zip(*self._since_log, strict=True))
+            named = zip(_METRICS, means, strict=True)
             logs |= {name: value for name, value in named if value == value}  # NaN: not defined for this loss
             logs |= self.watch.logs()
             if self._comparing:
@@ -218,6 +221,10 @@ def _saved_state(checkpoint: str | None) -> dict[str, Any]:
     state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
     watch = state.stateful_callbacks.get(Watch.__name__, {})
     return watch.get("attributes", {}) | {"global_step": state.global_step}
+
+
+def _as_drawn(batch: dict[str, Any]) -> dict[str, Any]:
+    return batch
 
 
 def _twice(tensor: Tensor) -> Tensor:

@@ -18,21 +18,23 @@ from mpo.trainer import last_checkpoint
 def test_draws_depend_on_seed_pair_and_visit_alone(pairs, tiny_pipeline):
     schedule = build_generator(generator_config(KIND, tiny_pipeline(KIND)), denoiser_only=True).schedule
     draws = PairDraws(pairs, schedule, seed=5, length=18)
-    epochs = [[draws[i] for i in range(start, start + 6)] for start in (0, 6, 12)]
+    epochs = [draws.__getitems__(range(start, start + 6)) for start in (0, 6, 12)]
     for epoch in epochs:
-        assert sorted(draw["pair"] for draw in epoch) == list(range(6))
-    assert [d["pair"] for d in epochs[0]] != [d["pair"] for d in epochs[1]]
-    visits = [{d["pair"]: d for d in epoch}[2] for epoch in epochs]
-    assert not torch.equal(visits[0]["noise"], visits[1]["noise"])
-    assert torch.equal(visits[0]["latents"], pairs.latents[[2, 3]])
-    # The same visit, asked for again, in a run of another length, or with the other pairs gone.
-    assert torch.equal(PairDraws(pairs, schedule, 5, 6)[4]["noise"], draws[4]["noise"])
+        assert sorted(epoch["pair"].tolist()) == list(range(6))
+    assert epochs[0]["pair"].tolist() != epochs[1]["pair"].tolist()
+    places = [epoch["pair"].tolist().index(2) for epoch in epochs]
+    noise = [epoch["noise"][place] for epoch, place in zip(epochs, places, strict=True)]
+    assert not torch.equal(noise[0], noise[1])
+    assert torch.equal(epochs[0]["latents"][[places[0], 6 + places[0]]], pairs.latents[[2, 3]])
+    # The same visit, asked for in another batch, in a run of another length, or with the other pairs gone.
+    other = PairDraws(pairs, schedule, 5, 6).__getitems__([4, 1])
+    assert torch.equal(other["noise"], epochs[0]["noise"][[4, 1]])
     fewer = PreferencePairs(pairs.latents, pairs.conditioning, [2], [3], [0], pairs.names[2:3])
-    alone = PairDraws(fewer, schedule, 5, 3)
-    for visit, draw in enumerate(visits):
-        assert torch.equal(alone[visit]["noise"], draw["noise"])
-        assert alone[visit]["timestep"] == draw["timestep"]
-    assert not torch.equal(PairDraws(fewer, schedule, 6, 1)[0]["noise"], visits[0]["noise"])
+    alone = PairDraws(fewer, schedule, 5, 3).__getitems__(range(3))
+    for visit, place in enumerate(places):
+        assert torch.equal(alone["noise"][visit], noise[visit])
+        assert alone["timestep"][visit] == epochs[visit]["timestep"][place]
+    assert not torch.equal(PairDraws(fewer, schedule, 6, 1).__getitems__([0])["noise"][0], noise[0])
 
 
 @pytest.mark.parametrize("mode", ["lora", "full"])
@@ -68,15 +70,15 @@ def test_errors_are_those_of_the_definition(tiny_pipeline, pairs, tmp_path):
     reference = build_generator(generator_config(KIND, tiny_pipeline(KIND)))
     for parameter in trained(run):
         torch.nn.init.normal_(run.tuning.generator.model.get_parameter(parameter).data, std=0.2)
-    draw = run.train_dataset[0]
-    batch = run.data_collator([draw, run.train_dataset[1]])
+    batch = run.train_dataset.__getitems__([0, 1])
     chosen = run.preference_loss(run.model, batch).chosen_rewards[0]
-    abar = reference.pipe.scheduler.alphas_cumprod[draw["timestep"]]
-    x_t = abar.sqrt() * draw["latents"][0] + (1 - abar).sqrt() * draw["noise"]
-    conditioning = pairs.conditioning.rows([pairs.prompt[draw["pair"]]])
+    timestep, noise = batch["timestep"][:1], batch["noise"][0]
+    abar = reference.pipe.scheduler.alphas_cumprod[timestep]
+    x_t = abar.sqrt() * batch["latents"][0] + (1 - abar).sqrt() * noise
+    conditioning = pairs.conditioning.rows([pairs.prompt[batch["pair"][0]]])
     with torch.no_grad():
         errors = [
-            (g.predict(x_t[None], draw["timestep"][None], conditioning)[0] - draw["noise"]).square().mean()
+            (g.predict(x_t[None], timestep, conditioning)[0] - noise).square().mean()
             for g in (run.tuning.generator, reference)
         ]
     assert chosen == pytest.approx(-100 * (errors[0] - errors[1]).item(), rel=1e-3)
@@ -182,7 +184,7 @@ def test_a_loss_that_is_not_finite_names_step_pair_and_checkpoint(tiny_pipeline,
     broken[7] = math.nan  # the loser of pairs 3 and 5
     poisoned = replace(pairs, latents=broken)
     run = trainer(tiny_pipeline, poisoned, tmp_path, micro_batch_size=1, batch_size=1, save_steps=1)
-    order = [run.train_dataset[i]["pair"] for i in range(6)]
+    order = run.train_dataset.__getitems__(range(6))["pair"].tolist()
     at = next(i for i, pair in enumerate(order) if pair in (3, 5))
     with pytest.raises(ValueError) as error:
         run.train()
