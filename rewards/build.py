@@ -153,21 +153,22 @@ def detect_kind(path: str | Path) -> str:
     if not config.is_file():
         if Path(path).exists():
             raise ValueError(f"{path}: no config.json, so this is not a model folder")
+        from huggingface_hub import snapshot_download
         from huggingface_hub.constants import HF_HUB_CACHE
-        from transformers.utils import cached_file
 
-        from rewards.judges.loading import check_place, quiet
+        from rewards.judges.loading import check_place
 
         check_place(path)
-        try:
-            with quiet():
-                found = cached_file(str(path), "config.json")
+        try:  # at once, where the download of a single file would be tried again and again
+            found = snapshot_download(str(path), allow_patterns="config.json")
         except OSError:
             raise ValueError(
                 f"{path}: no such folder, and a model neither of the hub (as far as it can be reached) "
                 f"nor of its cache {HF_HUB_CACHE}"
             ) from None
-        config = Path(found)
+        config = Path(found) / "config.json"
+        if not config.is_file():
+            raise ValueError(f"{path}: no config.json, so this is not a model")
     try:
         content = json.loads(config.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
