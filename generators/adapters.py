@@ -50,11 +50,6 @@ class Denoiser(nn.Module):
         """The classes of its blocks, each of which FSDP shards by itself."""
         return getattr(self.model, "_no_split_modules", None) or []
 
-    def channels_last(self) -> None:
-        """Lay out a UNet's weights as convolutions take them fastest; nothing else has enough of those."""
-        if isinstance(self.model, diffusers.UNet2DConditionModel):
-            self.model.to(memory_format=torch.channels_last)
-
     def train(self, mode: bool = True) -> Denoiser:
         """As of any module. The Trainer calls it at each step, and a walk through all modules takes time."""
         return self if self.training == self.model.training == mode else super().train(mode)
@@ -245,12 +240,13 @@ class FullTuning:
         self.generator.save(folder, self._whole(state))
 
     def _whole(self, state: Mapping[str, Tensor] | None) -> nn.Module:
-        """A denoiser that holds the tensors of `state`, or the present ones, laid out as files have them."""
+        """The denoiser, or where it is sharded another one that holds the tensors of `state`."""
         model = self.generator.model
-        tensors = self.state() if state is None else state
+        if state is None:
+            return model
         with torch.device("meta"):
             whole = type(model).from_config(model.config)
-        whole.load_state_dict({name: value.contiguous() for name, value in tensors.items()}, assign=True)
+        whole.load_state_dict(state, assign=True)
         return whole
 
 

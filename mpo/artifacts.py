@@ -18,7 +18,7 @@ from mpo.prompts import prompt_sets, validation_prompts
 from mpo.store import Artifact, digest, write_bytes, writing
 
 # Raised when a stage's code changes what it writes, so that old artifacts are not taken for new ones.
-VERSIONS = {"generate": 2, "score": 2, "pair": 1, "train": 2, "select": 1, "evaluate": 2, "report": 2}
+VERSIONS = {"generate": 2, "score": 2, "pair": 1, "train": 3, "select": 1, "evaluate": 2, "report": 2}
 CONFIG = "config.yaml"
 CARD = "README.md"  # of the tuned model
 

@@ -76,12 +76,8 @@ class ShardingTrainer(Trainer):
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
 
     def _prepare_for_training(self, *args, **kwargs):
-        policy, frozen = self.tuning.policy, self.tuning.frozen
-        if not self.is_fsdp_enabled:  # which takes weights only as they lie in files
-            policy.channels_last()
-            if frozen is not None:
-                frozen.channels_last()
-        elif frozen is not None:
+        frozen = self.tuning.frozen
+        if self.is_fsdp_enabled and frozen is not None:
             fsdp2_prepare_model(self.accelerator, frozen)
         prepared = super()._prepare_for_training(*args, **kwargs)
         if (
