@@ -31,11 +31,15 @@ from training_ways import GPU, Case, Ours, Plain, store
 
 WAYS = ("ours", "plain")
 WARM_UP = 2
+# For glibc: freed memory stays with the process. Else how often it is asked for anew, which can take 5 % of a
+# step, depends on the sizes of what a process happened to free before.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
 
 
 def seconds(case: Case, steps: int) -> dict[str, list[dict[str, float]]]:
     """The parts of every step after warming up, of both ways, whose steps alternate."""
     found = {way: [] for way in WAYS}
+    os.environ.update(KEEP_MEMORY)
     running = {way: begin(_in_turn, case, way, WARM_UP + steps) for way in WAYS}
     for _ in range(WARM_UP + steps):
         for way, (_, pipe) in running.items():
@@ -43,6 +47,8 @@ def seconds(case: Case, steps: int) -> dict[str, list[dict[str, float]]]:
             found[way].append(pipe.recv())
     for process, _ in running.values():
         process.join()
+    for name in KEEP_MEMORY:
+        del os.environ[name]
     return {way: rows[WARM_UP:] for way, rows in found.items()}
 
 
