@@ -29,6 +29,7 @@ from generators.build import family_class
 from generators.pipeline import PipelineGenerator
 
 ADAPTER = "default"
+_ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _CONFIGS = {"allow_patterns": "*.json", "local_files_only": True}  # of a snapshot
 PREVIOUS = "previous"  # the adapter that a later round may be compared with
 
@@ -295,14 +296,17 @@ def check_targets(config: Any, targets: Sequence[str]) -> None:
 
 
 def _check_targets(model: nn.Module, targets: Sequence[str]) -> None:
-    names = [name for name, _ in model.named_modules()]
-    linear = {
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    modules = dict(model.named_modules())
+    adaptable = {name for name, module in modules.items() if isinstance(module, _ADAPTABLE)}
+    ends = {  # of `attn.to_out.0` the last two parts: a number alone says nothing
+        ".".join(name.split(".")[-2 if name.rpartition(".")[2].isdigit() else -1 :]) for name in adaptable
     }
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in names):
-            nearest = difflib.get_close_matches(target, sorted(linear), n=4, cutoff=0)
+        matched = {name for name in modules if f".{name}".endswith(f".{target}")}
+        if not matched or matched - adaptable:
+            what = f"a {type(modules[min(matched)]).__name__}" if matched else "no module"
+            nearest = difflib.get_close_matches(target, sorted(ends), n=4, cutoff=0)
             raise ValueError(
-                f"train.lora.targets: {target} matches no module of {type(model).__name__}; "
-                f"nearest are {', '.join(nearest)}"
+                f"train.lora.targets: {target} matches {what} of {type(model).__name__}, must match linear "
+                f"layers or convolutions; nearest are {', '.join(nearest)}"
             )

@@ -8,9 +8,11 @@ from typing import Any
 
 import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
+from transformers import PreTrainedModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,9 +35,9 @@ def load_pipeline(
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"generator.path={path}: no model_index.json, so no diffusers pipeline")
     index = kind.load_config(folder)
-    if index["_class_name"] != kind.__name__:
+    if index.get("_class_name") != kind.__name__:
         raise ValueError(
-            f"generator.path={path} is a {index['_class_name']}, "
+            f"generator.path={path} is a {index.get('_class_name')}, "
             f"generator.family={config.family} needs a {kind.__name__}"
         )
     components = {**overrides, **dict.fromkeys(absent)}
@@ -44,12 +46,37 @@ def load_pipeline(
         with torch.device("meta"):
             components["vae"] = autoencoder.from_config(autoencoder.load_config(folder, subfolder="vae"))
     try:
-        pipe = kind.from_pretrained(folder, dtype=dict(dtypes), **components)
-    except OSError as error:
-        raise FileNotFoundError(f"generator.path={path}: {str(error).splitlines()[0]}") from error
+        components |= _text_encoders(folder, index, dtypes, components)
+        pipe = kind.from_pretrained(folder, dtype=dict(dtypes), use_safetensors=True, **components)
+    except Exception as error:  # of several libraries, each with its own
+        told = FileNotFoundError if isinstance(error, OSError) else ValueError
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise told(f"generator.path={path}: cannot be loaded: {reason}") from error
     for name in absent:
         setattr(pipe, name, None)
     return pipe
+
+
+def _text_encoders(
+    folder: Path, index: Mapping[str, Any], dtypes: Mapping[str, torch.dtype], given: Mapping[str, Any]
+) -> dict[str, PreTrainedModel]:
+    """The models of transformers that the pipeline names and `given` lacks. ValueError for one whose file
+    lacks weights, which transformers would draw at random."""
+    found = {}
+    for name, entry in index.items():
+        named = isinstance(entry, list) and entry[0] == "transformers"
+        kind = getattr(transformers, entry[1], None) if named else None
+        if name in given or not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
+            continue
+        found[name], info = kind.from_pretrained(
+            folder / name,
+            dtype=dtypes.get(name, dtypes["default"]),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        if missing := sorted(info["missing_keys"]):
+            raise ValueError(f"{name} lacks {len(missing)} of its weights (first: {missing[0]})")
+    return found
 
 
 def _download(
@@ -58,7 +85,7 @@ def _download(
     """The folder in the hub's cache, filled from the hub where something is missing."""
     components = {**overrides, **dict.fromkeys(name for name in absent if name != "vae")}
     try:
-        return Path(kind.download(path, **components))
+        return Path(kind.download(path, use_safetensors=True, **components))
     except OSError as error:
         raise FileNotFoundError(
             f"generator.path={path}: no such folder, and a model neither of the hub "

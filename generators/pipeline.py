@@ -271,9 +271,12 @@ class PipelineGenerator:
     # ---- on disk ----
 
     def save(self, folder: str | Path, model: nn.Module | None = None) -> None:
-        whole = self.pipeline_class.from_pretrained(
-            self.config.path, dtype=self._dtypes, **{self.denoiser: self.model if model is None else model}
-        )
+        """Write the pipeline to `folder` with `model` as its denoiser, or the present one."""
+        components = {self.denoiser: self.model if model is None else model}
+        left_out = (name for name, value in self.overrides.items() if value is None)
+        if not all((Path(self.config.path) / name).is_dir() for name in left_out):
+            components |= self.overrides  # what was never fetched, such as a safety checker
+        whole = self.pipeline_class.from_pretrained(self.config.path, dtype=self._dtypes, **components)
         whole.save_pretrained(folder)
 
     @property

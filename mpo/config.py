@@ -135,7 +135,7 @@ class PairsConfig:
     cap: int | None = number(None, least=1)  # most pairs kept a prompt
     candidates: int | None = number(None, least=2)  # only the first so many of each prompt; None: all
     source: str | None = None  # written `from`: a folder or hub data set of pairs, in the place of sampling
-    allow_bad: float = number(0.05, least=0)  # of its rows, how large a share may be of no use
+    allow_bad: float = number(0.05, least=0, below=1)  # of its rows, how large a share may be of no use
 
 
 @dataclass
@@ -264,6 +264,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, layers[1:], RunConfig)) from error
+    except TypeError as error:  # a list where a mapping is needed
+        raise ConfigError(f"{path}: {error}") from error
     check(config)
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,14 @@ class ConfigError(ValueError):
 
 
 def renamed(layer: Any) -> Any:
-    """An OmegaConf layer with `pairs.from` under the name that a dataclass can have."""
+    """An OmegaConf layer with `pairs.from` under the name that a dataclass can have, and with the words for
+    which YAML reads false."""
     pairs = layer.get("pairs") if OmegaConf.is_dict(layer) else None
     if OmegaConf.is_dict(pairs) and "from" in pairs:
         pairs["source"] = pairs.pop("from")
+    for key, word in (("train.precision", "no"), ("train.displacement.action", "off")):
+        if OmegaConf.is_dict(layer) and OmegaConf.select(layer, key) is False:
+            OmegaConf.update(layer, key, word)
     return layer
 
 
@@ -135,6 +140,8 @@ def _check_bounds(node: Any, prefix: str) -> None:
         elif isinstance(value, str | bool) and rule.get("word"):
             if value != rule["word"]:
                 raise ConfigError(f"{name} = {value!r}: must be a number or {rule['word']}")
+        elif isinstance(value, float) and math.isinf(value):
+            raise ConfigError(f"{name} = {value}: must be finite")
         elif value is not None and rule.get("least") is not None and not value >= rule["least"]:
             raise ConfigError(f"{name} = {value}: must be at least {rule['least']}")
         elif value is not None and rule.get("above") is not None and not value > rule["above"]:

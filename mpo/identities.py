@@ -72,6 +72,10 @@ def _data(source: str, identities: Identities, now: bool) -> dict[str, str | Non
     """What the pairs from elsewhere are: a folder by its content, a data set of the hub by its commit."""
     if Path(source).is_dir():
         return {"data": identities.of(source, now), "revision": None}
+    if Path(source).is_file():
+        raise FileNotFoundError(
+            f"pairs.from = {source!r}: is a file; must be the folder that holds it, or a data set of the hub"
+        )
     try:
         snapshot = hub_snapshot(source, online=now, kind="dataset")
     except FileNotFoundError as error:

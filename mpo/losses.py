@@ -154,9 +154,9 @@ def reward_offset(gap: Tensor, typical_gap: float, weight: float) -> Tensor:
     """[B] the margin that a pair must exceed: `weight` times its gap in the reward over the typical gap.
 
     A pair whose winner is much better should be told apart more clearly (ODPO, Amini et al. 2024, arXiv
-    2402.10571).
+    2402.10571). Nothing is asked of one whose winner the reward finds worse, as pairs from elsewhere may be.
     """
-    return weight * gap / typical_gap
+    return weight * gap.clamp(min=0) / typical_gap
 
 
 def safeguard(winner_residual: Tensor, loser_residual: Tensor, mu: float = 0.9) -> Tensor:

@@ -32,7 +32,7 @@ from mpo.samples import sample_shard
 from mpo.scores import first_candidates, paths, read_scores, refuse_unscored, write_names, write_scores
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
 from mpo.timing import note
-from mpo.training import select, train
+from mpo.training import reached, select, train
 from mpo.training_arguments import check_integrations, check_training
 from mpo.yields import MARGINS, yield_report
 from rewards import check_reward, load_checklist
@@ -296,13 +296,11 @@ def pair(session: Session, made: Round) -> None:
 def validate(session: Session, made: Round) -> None:
     """Sample and score the validation prompts with the weights of every step that is to be compared."""
     prompts = session.run.validation_prompts
-    for step, (samples, scores) in made.validated.items():
-        kept = kept_weights(made.training, step)
-        if step and not kept.is_dir():
-            continue  # training ended before
-        start = made.before and weights(made.before)
+    for step, planned in reached(made).items():
+        samples, scores = made.validated[planned]
+        start = kept_weights(made.training, planned) if step else made.before and weights(made.before)
         first = made.validated[0][0] if step else None
-        generate(session, samples, prompts, kept if step else start, f"validation, step {step}", first)
+        generate(session, samples, prompts, start, f"validation, step {step}", first)
         score(session, scores, samples, what=f"scores, step {step}")
     select(session, made)
 

@@ -203,15 +203,16 @@ def _beta_line(args: DiffusionDPOConfig, elements: int, delta: float | None) -> 
 
 
 def _typical_gap(pairs: PreferencePairs, margin_offset: float) -> float | None:
-    """The mean gap of the pairs; None where no offset is wanted."""
+    """The mean gap of the pairs, those below 0 counting as 0; None where no offset is wanted."""
     if not margin_offset:
         return None
-    if pairs.gap is None or not sum(pairs.gap) > 0:
+    positive = sum(max(gap, 0.0) for gap in pairs.gap or ())
+    if not positive > 0:
         raise ValueError(
-            f"train.margin_offset = {margin_offset}: must be 0 for pairs that do not say by how much the "
-            "reward prefers their winner"
+            f"train.margin_offset = {margin_offset}: must be 0 where the reward prefers no pair's winner, or "
+            "is not known to"
         )
-    return sum(pairs.gap) / len(pairs)
+    return positive / len(pairs)
 
 
 def _saved_state(checkpoint: str | None) -> dict[str, Any]:

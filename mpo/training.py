@@ -80,16 +80,24 @@ def select(session: Session, made: Round) -> None:
     def work() -> Mapping[str, Any] | None:
         if not session.process.is_main_process:
             return None
-        reached = [step for step in made.validated if not step or kept_weights(training, step).is_dir()]
-        levels = {step: read_scores(made.validated[step][1]).levels for step in reached}
+        kept = reached(made)
+        levels = {step: read_scores(made.validated[planned][1]).levels for step, planned in kept.items()}
         rows = validation_rows(levels, config.objectives, config.pairs.tolerance)
         step = best_step(rows)
         with disk_errors(made.selection.folder):
-            _take(config, kept_weights(training, step), made.selection.folder)
+            _take(config, kept_weights(training, kept[step]), made.selection.folder)
         _write_rows(made.selection.folder / "validation.jsonl", rows)
         return {"step": step}
 
     session.make(made.selection, work)
+
+
+def reached(made: Round) -> dict[int, int]:
+    """The steps whose weights are compared, and as which planned step each is kept: training that was stopped
+    early kept what it ended with in the place of the last."""
+    ended = made.training.facts()["steps"]
+    planned = [step for step in made.validated if not step or kept_weights(made.training, step).is_dir()]
+    return {min(step, ended): step for step in planned}
 
 
 def _take(config: RunConfig, kept: Path, folder: Path) -> None:

@@ -108,16 +108,22 @@ class Watch(TrainerCallback, ExportableState):
 
 
 class KeepWeights(TrainerCallback):
-    """Keeps the trained weights of chosen optimiser steps, each in its folder under `folder`."""
+    """Keeps the trained weights of chosen optimiser steps, each in its folder `path(step)`.
+
+    Where training is stopped at another step, what it ended with takes the place of the last one's.
+    """
 
     def __init__(self, steps: Collection[int], path: Callable[[int], Path]):
         self._steps, self._path = frozenset(steps), path
         self.save: Callable[[str], None] | None = None  # the trainer's save_model, which every process calls
 
     def on_step_end(self, args, state, control, **_):
-        if state.global_step not in self._steps:
+        step = state.global_step
+        if self._steps and control.should_training_stop and step not in self._steps:
+            step = max(self._steps)
+        if step not in self._steps:
             return
-        path = self._path(state.global_step)
+        path = self._path(step)
         temporary = path.with_name(f".{path.name}.tmp")
         if state.is_world_process_zero:
             shutil.rmtree(temporary, ignore_errors=True)

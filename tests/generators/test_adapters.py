@@ -116,6 +116,8 @@ def test_a_target_that_matches_nothing_is_one_line(generator):
     assert "\n" not in str(error.value)
     assert "to_qq matches no module of UNet2DConditionModel" in str(error.value)
     assert "to_q" in str(error.value).split("nearest")[1]
+    with pytest.raises(ValueError, match="to_out matches a ModuleList .* nearest are to_out.0"):
+        LoraTuning(generator, targets=["to_k", "to_out"])
 
 
 def test_targets_are_checked_from_configs_alone(tiny_pipeline, tmp_path):

@@ -2,7 +2,9 @@ import json
 import shutil
 
 import pytest
+import torch
 from diffusers import CogVideoXTransformer3DModel
+from safetensors.torch import load_file, save_file
 from tiny_pipelines import generator_config
 
 from generators.build import FAMILIES, build_generator
@@ -30,6 +32,48 @@ def test_a_missing_model_names_the_cache_searched(monkeypatch):
         build_generator(generator_config("stable_diffusion", "nobody/no-such-model"))
     message = one_line(error)
     assert "nobody/no-such-model" in message and constants.HF_HUB_CACHE in message
+
+
+def test_a_text_encoder_that_lacks_weights_is_refused(tiny_pipeline, tmp_path):
+    """transformers would draw them at random."""
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "lacking")
+    path = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[min(tensors)]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ValueError) as error:
+        build_generator(generator_config("stable_diffusion", folder))
+    assert f"{folder}: cannot be loaded: text_encoder lacks 1 of its weights" in one_line(error)
+
+
+@pytest.mark.parametrize("part", ["text_encoder/model", "unet/diffusion_pytorch_model"])
+def test_a_file_that_was_copied_in_part_is_one_line(tiny_pipeline, tmp_path, part):
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "cut")
+    path = folder / f"{part}.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises((OSError, ValueError)) as error:
+        build_generator(generator_config("stable_diffusion", folder))
+    assert f"generator.path={folder}: cannot be loaded: " in one_line(error)
+
+
+def test_pickled_weights_are_not_read(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "pickled")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(path), path.with_suffix(".bin"))
+    path.unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        build_generator(generator_config("stable_diffusion", folder))
+    assert str(folder) in one_line(error)
+
+
+def test_a_pipeline_whose_safety_checker_was_never_fetched_is_saved(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline("stable_diffusion"), tmp_path / "fetched")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    build_generator(generator_config("stable_diffusion", folder)).save(tmp_path / "saved")
+    build_generator(generator_config("stable_diffusion", tmp_path / "saved"))
 
 
 def test_a_pipeline_without_weights(tiny_pipeline, tmp_path):

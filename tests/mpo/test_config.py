@@ -58,9 +58,20 @@ def test_resolved_yaml_reads_back_equal(base, tmp_path):
     assert "from: data" in saved.read_text() and asdict(load(saved)) == asdict(foreign)
 
 
+def test_words_that_yaml_reads_as_false(base):
+    for overrides in (["train.precision=no", "train.displacement.action=off"], []):
+        config = load(base, overrides).train
+        assert (config.precision, config.displacement.action) == ("no", "off" if overrides else None)
+    base.write_text(BASE + "train: {precision: no, displacement: {action: off}}\n")
+    config = load(base).train
+    assert (config.precision, config.displacement.action) == ("no", "off")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train.learning_rate=.inf", "train.learning_rate = inf: must be finite"),
+        ("generator.options=[]", "Cannot merge"),
         ("train.betta=3", "train.betta: no such setting; the nearest is train.beta"),
         ("beta=3", "beta: no such setting; the nearest is train.beta"),
         ("rewards.judge=x", "rewards: no such setting; the nearest is reward"),

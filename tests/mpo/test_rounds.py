@@ -1,6 +1,7 @@
 """Several rounds, and the best checkpoint of each: a whole run in this process."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from mpo.config import load
 from mpo.pipeline import _order, run_stages
 from mpo.plan import read_size, steps
 from mpo.show import validation_table
+from mpo.training_arguments import training_arguments
 
 KIND = "stable_diffusion"
 CHANGES = {
@@ -66,6 +68,23 @@ def test_a_second_round_goes_on_from_the_best_step_of_the_first(
     states = {step.stage: step.state for step in steps(run, read_size(run.config.generator.path, run.config))}
     assert states["round 2: generate"] == states["validate: step 2"] == "there"
     assert states["evaluate: base"] == "to do"
+
+
+def test_training_that_the_watch_stops_is_validated_where_it_ended(tiny_run, tmp_path, monkeypatch):
+    always = partial(training_arguments, displacement_threshold=-1.0)
+    monkeypatch.setattr(training, "training_arguments", always)
+    stop = {"action": "stop", "patience": 3}
+    config = tiny_run(tmp_path, **CHANGES | {"train": CHANGES["train"] | {"steps": 9, "displacement": stop}})
+    settings = ["validate.every=8", "validate.prompts=1", "pairs.rule=total", "pairs.margin=1e-6"]
+    run = resolve(load(config, settings))
+    run_stages(run, "train")
+    made = run.artifacts.rounds[0]
+    ended = made.training.facts()["steps"]
+    assert 1 < ended < 8 and made.training.facts()["events"][0]["action"] == "stop"
+    rows = [json.loads(line) for line in (made.selection.folder / "validation.jsonl").open()]
+    assert [row["step"] for row in rows] == [0, ended] and made.selection.facts()["step"] == ended
+    taken, exported = load_weights(weights(made.selection)), load_weights(weights(made.training))
+    assert all(torch.equal(taken[name], exported[name]) for name in exported)
 
 
 def load_weights(folder):

@@ -7,7 +7,7 @@ import torch
 from training import Stop, assert_equal, losses, trained, trainer
 
 from mpo.config import DisplacementConfig
-from mpo.losses import running_mean
+from mpo.losses import reward_offset, running_mean
 from mpo.preference_data import PreferencePairs
 from mpo.trainer import last_checkpoint
 
@@ -116,6 +116,11 @@ def test_the_offset_is_the_pairs_gap_over_the_mean_gap(tiny_pipeline, pairs, tmp
     )
     with pytest.raises(ValueError, match="train.margin_offset = 0.7: must be 0"):
         trainer(tiny_pipeline, unknown, tmp_path, margin_offset=0.7)
+
+
+def test_a_pair_that_the_reward_sees_the_other_way_round_need_not_exceed_any_margin():
+    gap = torch.tensor([2.0, -4.0, 0.0])
+    assert reward_offset(gap, typical_gap=1.0, weight=0.5).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_mapo_trains_without_a_reference(tiny_pipeline, pairs, tmp_path, capsys):
