@@ -74,6 +74,9 @@ processes=${MPO_PROCESSES:-1}
 if [ -n "${MPO_ACCELERATE:-}" ]; then
     [ -f "$MPO_ACCELERATE" ] || fail "MPO_ACCELERATE=$MPO_ACCELERATE: no such file; there are $(echo configs/accelerate/*.yaml)"
     settings=(--config_file "$MPO_ACCELERATE")
+    if grep -qi '^distributed_type: *deepspeed' "$MPO_ACCELERATE" && ! "$python" -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("deepspeed"))'; then
+        fail "MPO_ACCELERATE=$MPO_ACCELERATE: needs DeepSpeed, which is not installed: .venv/bin/pip install deepspeed"
+    fi
     processes=${MPO_PROCESSES:-$((gpus > 0 ? gpus : 1))}
 fi
 nodes=${MPO_NODES:-1}

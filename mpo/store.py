@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DONE = "done.json"
 _HOST = socket.gethostname()  # two machines on one disk may have processes of the same number
 _LITTLE = 1 << 16  # bytes: a disk with less is full
+_WEIGHTS = (".safetensors", ".bin")  # of a model in the hub's cache, where it is there already
 _SMALL = 64 << 20  # files above this many bytes are hashed once and remembered
 
 
@@ -224,13 +225,13 @@ def hub_snapshot(path: str, online: bool, kind: str = "model") -> Path | None:
 
     None where there is no copy and `online` is False. FileNotFoundError for what is no model of the hub.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         options = {"repo_type": kind, "local_files_only": not online}
-        return Path(snapshot_download(path, allow_patterns="*.json", **options))
+        snapshot = Path(snapshot_download(path, allow_patterns="*.json", **options))
     except HFValidationError:
         raise FileNotFoundError(f"{path}: no such file or folder") from None
     except LocalEntryNotFoundError as error:
@@ -242,3 +243,10 @@ def hub_snapshot(path: str, online: bool, kind: str = "model") -> Path | None:
         reason = str(error).splitlines()[0]
         where = f"neither a folder here nor in the hub's cache {HF_HUB_CACHE}"
         raise FileNotFoundError(f"{path}: {where}, and the hub says: {reason}") from error
+    if online and kind == "model" and not any(file.suffix in _WEIGHTS for file in snapshot.rglob("*")):
+        try:  # the weights are still to come: better known now than after hours of sampling
+            HfApi().model_info(path, timeout=10)
+        except Exception as error:  # of the network's library too, which is the hub's own affair
+            where = f"no weights in the hub's cache {HF_HUB_CACHE}, and the hub did not answer"
+            raise FileNotFoundError(f"{path}: {where}") from error
+    return snapshot

@@ -5,6 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from tiny_pipelines import FAMILIES, generator_config
 
 from generators.adapters import LoraTuning
@@ -180,6 +181,7 @@ def test_the_saved_adapter_reproduces_the_tuned_samples_in_a_plain_pipeline(tiny
     tuned = generator.sample(conditioning, [1]).latents
     tuning.export(tmp_path)
     plain = build_generator(generator_config(kind, tiny_pipeline(kind)))
+    plain.pipe = DiffusionPipeline.from_pretrained(tiny_pipeline(kind))
     plain.pipe.load_lora_weights(tmp_path)
     assert (tuned - base).abs().max() > 1e-3
     assert torch.equal(plain.sample(conditioning, [1]).latents, tuned)

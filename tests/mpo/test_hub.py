@@ -44,6 +44,16 @@ def cache(tmp_path, monkeypatch):
     assert asked == []
 
 
+def test_a_model_whose_weights_are_not_there_is_told_before_anything_is_made(cache, tiny_pipeline, tmp_path):
+    snapshot = cache("models", tiny_pipeline(KIND))
+    for weights in snapshot.rglob("*.safetensors"):
+        weights.unlink()
+    with pytest.raises(FileNotFoundError) as error:
+        Identities(tmp_path).of("somebody/tiny")
+    assert f"no weights in the hub's cache {constants.HF_HUB_CACHE}" in str(error.value)
+    assert Identities(tmp_path).of("somebody/tiny", now=False) == f"somebody/tiny@{COMMIT}"
+
+
 @pytest.mark.parametrize("denoiser_only", [False, True])
 def test_a_pipeline_in_the_cache_is_built_without_a_network(cache, tiny_pipeline, tmp_path, denoiser_only):
     snapshot = cache("models", tiny_pipeline(KIND))
