@@ -96,11 +96,17 @@ def read_size(path: str, config: RunConfig) -> ModelSize | None:
 def _adapted(shapes: Mapping[str, list[int]], config: RunConfig) -> int:
     """Inputs plus outputs of the denoiser's modules that get an adapter."""
     asked = config.train.lora.targets if shapes and config.train.mode == "lora" else None
+    layers = {
+        f".{name}": shape for name, shape in shapes.items() if len(shape) > 1
+    }  # linear ones, convolutions
     for target in asked or ():
-        if not any(f".{target}." in f".{name}" for name in shapes):
-            raise ValueError(f"train.lora.targets: {target} matches no module of {config.generator.path}")
+        if not any(name.endswith(f".{target}.weight") for name in layers):
+            raise ValueError(
+                f"train.lora.targets: {target} matches no module of {config.generator.path} that takes an "
+                "adapter"
+            )
     ends = tuple(f".{target}.weight" for target in lora_targets(config))
-    return sum(sum(shape) for name, shape in shapes.items() if len(shape) == 2 and f".{name}".endswith(ends))
+    return sum(shape[0] + math.prod(shape[1:]) for name, shape in layers.items() if name.endswith(ends))
 
 
 # ---- samples and latents, each as (frames, height, width) ----

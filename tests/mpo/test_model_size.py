@@ -6,6 +6,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny_pipelines import generator_config
 
+from generators.adapters import LoraTuning
 from generators.build import FAMILIES, build_generator, family_class
 from mpo import model_size
 from mpo.config import GeneratorConfig, LoraConfig, RunConfig, TrainConfig, load
@@ -28,8 +29,6 @@ def test_parameters_are_those_of_the_loaded_model(config, tiny_pipeline):
 
 
 def test_lora_parameters_are_those_that_training_saves(config, tmp_path):
-    from generators.adapters import LoraTuning
-
     size = read_size(config.generator.path, config)
     LoraTuning(build_generator(config.generator), rank=2).save(tmp_path / "adapter")
     saved = load_file(tmp_path / "adapter" / "pytorch_lora_weights.safetensors")
@@ -108,9 +107,21 @@ def test_only_what_is_loaded_is_counted_and_nothing_where_a_part_is_missing(conf
     assert read_size(str(copy), config).denoiser == 2 * size.denoiser
 
 
+def test_adapters_of_convolutions_are_counted_too(config):
+    targets = ["to_q", "conv1"]
+    config.train = TrainConfig(lora=LoraConfig(rank=2, targets=targets))
+    generator = build_generator(config.generator, denoiser_only=True)
+    trained = LoraTuning(generator, rank=2, targets=targets).policy.trained
+    assert 2 * read_size(config.generator.path, config).adapted == sum(p.numel() for p in trained)
+
+
 def test_a_target_of_lora_that_no_module_has_is_refused(config):
     config.train = TrainConfig(lora=LoraConfig(targets=["to_q", "to_qq"]))
     with pytest.raises(ValueError, match=r"train.lora.targets: to_qq matches no module of "):
         read_size(config.generator.path, config)
+    for takes_none in ("to_out", "norm1"):  # a list of modules, and a norm
+        config.train.lora.targets = [takes_none]
+        with pytest.raises(ValueError, match=f"{takes_none} matches no module of .* that takes an adapter"):
+            read_size(config.generator.path, config)
     config.train.mode = "full"
     assert read_size(config.generator.path, config).denoiser > 0
