@@ -48,8 +48,9 @@ class Denoiser(nn.Module):
 
     @property
     def _no_split_modules(self) -> list[str]:
-        """The classes of its blocks, each of which FSDP shards by itself."""
-        return getattr(self.model, "_no_split_modules", None) or []
+        """The classes of its blocks, each of which FSDP shards by itself; a UNet names some that it lacks."""
+        named = getattr(self.model, "_no_split_modules", None) or ()
+        return sorted({type(module).__name__ for module in self.model.modules()} & set(named))
 
     def train(self, mode: bool = True) -> Denoiser:
         """As of any module. The Trainer calls it at each step, and a walk through all modules takes time."""

@@ -62,12 +62,21 @@ def _metadata(config: RunConfig) -> ModelCardData:
 
 
 def _usage(run: Run) -> str:
-    base, folder = run.config.generator.path, run.folder
-    head = "from diffusers import DiffusionPipeline\n\n"
-    if _is_lora(run.config):
-        load = f'pipe.load_lora_weights("{folder / "adapter"}")'
-        return f'{head}pipe = DiffusionPipeline.from_pretrained("{base}")\n{load}'
-    return f'{head}pipe = DiffusionPipeline.from_pretrained("{folder / "pipeline"}")'
+    config, folder = run.config.generator, run.folder
+    length = config.options.get("max_sequence_length")  # of the prompt, which not every family takes
+    lines = [
+        "import torch",
+        "from diffusers import DiffusionPipeline",
+        "",
+        f'pipe = DiffusionPipeline.from_pretrained("{config.path}", dtype=torch.{config.dtype})',
+        f'pipe.load_lora_weights("{folder / "adapter"}")',
+        f'pipe("a prompt"{f", max_sequence_length={length}" if length else ""})',
+    ]
+    if not _is_lora(run.config):
+        lines[3:5] = [
+            f'pipe = DiffusionPipeline.from_pretrained("{folder / "pipeline"}", dtype=torch.{config.dtype})'
+        ]
+    return "\n".join(lines)
 
 
 def _judge_note(config: RunConfig, evaluation: dict[str, Any]) -> str:

@@ -181,7 +181,7 @@ class TrainConfig:
     warmup_steps: int = number(0, least=0)
     steps: int = number(500, least=1)  # optimiser steps
     batch_size: int = number(32, least=1)  # pairs an optimiser step, over all processes
-    micro_batch_size: int = number(8, least=1)  # pairs a forward pass and process
+    micro_batch_size: int = number(8, least=1)  # most pairs a forward pass and process
     max_grad_norm: float = number(1.0, least=0)
     weight_decay: float = number(0.0, least=0)
     precision: str = one_of("no", "no", "bf16", "fp16")

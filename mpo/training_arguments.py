@@ -95,23 +95,24 @@ def training_arguments(
 ) -> DiffusionDPOConfig:
     """The Trainer's arguments for a run's settings, on `processes` processes.
 
-    ValueError, one line, where the batch does not divide into micro-batches and processes, the optimiser
-    cannot run here, or an option is unknown, has a setting of its own or is refused by transformers.
+    A micro-batch is the greatest part of a process's share of the batch that `micro_batch_size` allows.
+    ValueError, one line, where the batch does not divide into processes, the optimiser cannot run here, or
+    an option is unknown, has a setting of its own or is refused by transformers.
     """
-    share = train.micro_batch_size * processes
-    if train.batch_size % share:
+    share, rest = divmod(train.batch_size, processes)
+    if rest:
         raise ValueError(
-            f"train.batch_size={train.batch_size}: not a multiple of train.micro_batch_size="
-            f"{train.micro_batch_size} times {processes} processes; the nearest is "
-            f"{max(1, round(train.batch_size / share)) * share}"
+            f"train.batch_size={train.batch_size}: not a multiple of {processes} processes; the nearest is "
+            f"{max(1, round(train.batch_size / processes)) * processes}"
         )
+    micro = next(size for size in range(min(train.micro_batch_size, share), 0, -1) if share % size == 0)
     _check_optimizer(train.optimizer, bool(changes.get("use_cpu")))
     settings = {
         "output_dir": str(output_dir),
         "seed": seed,
         "max_steps": train.steps,
-        "per_device_train_batch_size": train.micro_batch_size,
-        "gradient_accumulation_steps": train.batch_size // share,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": share // micro,
         "optim": _OPTIMIZERS[train.optimizer],
         "learning_rate": train.learning_rate,
         "lr_scheduler_type": train.lr_scheduler,

@@ -81,12 +81,19 @@ def refusal(processes=1, cpu=True, **changes):
 
 
 def test_a_batch_that_does_not_divide_is_one_line():
-    told = refusal(processes=2, batch_size=10)
-    assert told.startswith(
-        "train.batch_size=10: not a multiple of train.micro_batch_size=4 times 2 processes"
-    )
-    assert told.endswith("the nearest is 8")
-    check_training(settings(batch_size=8), 2, cpu=True)
+    told = refusal(processes=4, batch_size=10)
+    assert told == "train.batch_size=10: not a multiple of 4 processes; the nearest is 8"
+    check_training(settings(batch_size=8), 4, cpu=True)
+
+
+@pytest.mark.parametrize(("processes", "micro"), [(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)])
+def test_a_micro_batch_is_as_large_as_a_processs_share_allows(processes, micro):
+    train = settings(batch_size=12, micro_batch_size=12)
+    found = training_arguments(train, "out", 0, processes, use_cpu=True)
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (micro, 1)
+    found = training_arguments(settings(batch_size=12, micro_batch_size=4), "out", 0, processes, use_cpu=True)
+    parts = found.per_device_train_batch_size, found.gradient_accumulation_steps
+    assert parts == {1: (4, 3), 2: (3, 2), 3: (4, 1), 4: (3, 1), 12: (1, 1)}[processes]
 
 
 def test_optimisers_that_cannot_run_here_are_one_line(monkeypatch):
