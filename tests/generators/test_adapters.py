@@ -129,3 +129,9 @@ def test_targets_are_checked_from_configs_alone(tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="to_qq matches no module of UNet2DConditionModel"):
         check_targets(config, ["to_q", "to_qq"])
     check_targets(generator_config(KIND, "nobody/nothing"), ["to_qq"])  # not in the cache: said on loading
+
+
+def test_the_blocks_to_shard_are_some_that_the_model_has(generator):
+    policy = LoraTuning(generator).policy
+    assert policy._no_split_modules
+    assert set(policy._no_split_modules) <= {type(module).__name__ for module in generator.model.modules()}
