@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mpo.compare import Comparison
 
 console = Console(soft_wrap=True)
+_MEASURE = ("judge", "checklist", "policy", "questions", "frames", "template")  # what a score depends on
 YIELD_COLUMNS = ("granularity", "margin", "pairs", "of all", "a prompt", "prompts without")
 
 
@@ -135,6 +136,8 @@ def comparison_table(found: Comparison) -> None:
             table.add_row(f"{reward} {name}", *texts, end_section=number == len(rows))
     console.print(table)
     console.print(f"in brackets: from {found.names[0]}, with a 95 % interval; * where it does not hold zero")
+    if unlike := [key for key in found.settings if key.removeprefix("reward.") in _MEASURE]:
+        console.print(f"scored differently ({', '.join(unlike)}): these numbers are not of one measure")
     for key, values in found.settings.items():
         console.print(f"{key}: {' | '.join(map(str, values))}", markup=False)
 

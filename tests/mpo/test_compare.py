@@ -6,9 +6,10 @@ import pytest
 import torch
 from test_report import Tags, embedded, fake_run
 
-from mpo.compare import compare_page, compare_runs
+from mpo.compare import Comparison, compare_page, compare_runs
 from mpo.config import ObjectiveConfig, ObjectivesConfig
 from mpo.scores import read_scores
+from mpo.show import comparison_table
 from mpo.store import write_json
 
 
@@ -94,3 +95,10 @@ def test_the_page_has_the_same_prompts_by_every_run(runs):
     assert content["steps"] == ["base", "one", "two"] and "<and>" not in html
     assert len(content["cards"]) == 6 and all(len(card["samples"]) == 3 for card in content["cards"])
     assert not Tags(html).all("link") and "train.beta" in html
+
+
+def test_runs_that_were_scored_differently_are_told(capsys):
+    for settings, told in (({"reward.checklist": ["a.yaml", "b.yaml"]}, True), ({"seed": [0, 1]}, False)):
+        comparison_table(Comparison(["one", "two"], True, [3, 3], {}, settings))
+        out = capsys.readouterr().out
+        assert ("scored differently (reward.checklist): these numbers are not of one measure" in out) == told
