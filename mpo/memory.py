@@ -151,9 +151,18 @@ def memory_lines(config: RunConfig, generator: ModelSize | None, judge: ModelSiz
         needs["score"] = lambda of: judge.bytes(of.reward.dtype)
         weights = f"{size_of(needs['score'](config))} of weights to score"
         lines.append(f"{weights}, activations not counted ({config.reward.judge})")
-    for setting, phase in (("generator.path", "sample"), ("reward.judge", "score")):
+    paths = (
+        ("generator.path", config.generator.path, "sample"),
+        ("reward.judge", config.reward.judge, "score"),
+    )
+    for setting, path, phase in paths:
         if phase not in needs:
-            lines.append(f"unknown for {setting}: not downloaded yet, or not all of it")
+            how = (
+                f"; `.venv/bin/hf download {path}` brings it"
+                if path.count("/") == 1 and not Path(path).exists()
+                else ""
+            )
+            lines.append(f"unknown for {setting}: {path} is not here yet, or not all of it{how}")
     device = device_memory(config)
     if device is None:
         return [*lines, "generator.device = cuda, but no GPU is seen here"]
