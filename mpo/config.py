@@ -264,8 +264,6 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error, layers[1:], RunConfig)) from error
-    except TypeError as error:  # a list where a mapping is needed
-        raise ConfigError(f"{path}: {error}") from error
     check(config)
     return config
 

@@ -36,7 +36,9 @@ def _check(node: Any, kind: type, prefix: str, root: type) -> None:
         inner = hints[key]
         if is_dataclass(inner):
             _check(value, inner, name, root)
-        elif get_origin(inner) is dict and isinstance(value, dict) and is_dataclass(get_args(inner)[1]):
+        elif get_origin(inner) is dict and not isinstance(value, dict):
+            raise ConfigError(f"{name} = {value!r}: must be a mapping")
+        elif get_origin(inner) is dict and is_dataclass(get_args(inner)[1]):
             for entry, settings in value.items():
                 _check(settings, get_args(inner)[1], f"{name}.{entry}", root)
 

@@ -71,7 +71,7 @@ def test_words_that_yaml_reads_as_false(base):
     ("override", "message"),
     [
         ("train.learning_rate=.inf", "train.learning_rate = inf: must be finite"),
-        ("generator.options=[]", "Cannot merge"),
+        ("generator.options=[]", "generator.options = []: must be a mapping"),
         ("train.betta=3", "train.betta: no such setting; the nearest is train.beta"),
         ("beta=3", "beta: no such setting; the nearest is train.beta"),
         ("rewards.judge=x", "rewards: no such setting; the nearest is reward"),
