@@ -128,7 +128,7 @@ def test_a_batch_that_the_processes_cannot_share_is_refused_at_the_start(tiny_ru
     for processes in (1, 2, 4):
         check(run, processes)
     monkeypatch.setattr(pipeline, "join", lambda device: SimpleNamespace(num_processes=3))
-    with pytest.raises(ValueError, match="train.batch_size=4: not a multiple of 3 processes; the nearest is 3"):
+    with pytest.raises(ValueError, match="not a multiple of 3 processes; the nearest is 3"):
         begin(run)
 
 
