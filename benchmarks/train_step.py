@@ -24,6 +24,7 @@ import statistics
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from random_pipelines import SIZES, save_pipeline
@@ -39,16 +40,14 @@ KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_":
 def seconds(case: Case, steps: int) -> dict[str, list[dict[str, float]]]:
     """The parts of every step after warming up, of both ways, whose steps alternate."""
     found = {way: [] for way in WAYS}
-    os.environ.update(KEEP_MEMORY)
-    running = {way: begin(_in_turn, case, way, WARM_UP + steps) for way in WAYS}
+    with patch.dict(os.environ, KEEP_MEMORY):
+        running = {way: begin(_in_turn, case, way, WARM_UP + steps) for way in WAYS}
     for _ in range(WARM_UP + steps):
         for way, (_, pipe) in running.items():
             pipe.send("your turn")
             found[way].append(pipe.recv())
     for process, _ in running.values():
         process.join()
-    for name in KEEP_MEMORY:
-        del os.environ[name]
     return {way: rows[WARM_UP:] for way, rows in found.items()}
 
 

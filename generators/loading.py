@@ -9,6 +9,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from accelerate.utils.memory import should_reduce_batch_size
 from diffusers import DiffusionPipeline
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
@@ -49,6 +50,8 @@ def load_pipeline(
         components |= _text_encoders(folder, index, dtypes, components)
         pipe = kind.from_pretrained(folder, dtype=dict(dtypes), use_safetensors=True, **components)
     except Exception as error:  # of several libraries, each with its own
+        if isinstance(error, MemoryError) or should_reduce_batch_size(error):
+            raise  # told by who asked for it
         told = FileNotFoundError if isinstance(error, OSError) else ValueError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise told(f"generator.path={path}: cannot be loaded: {reason}") from error
@@ -89,7 +92,7 @@ def _download(
     except OSError as error:
         raise FileNotFoundError(
             f"generator.path={path}: no such folder, and a model neither of the hub "
-            f"(as far as it can be reached) nor of its cache {HF_HUB_CACHE}"
+            f"(as far as it can be reached) nor of its cache {HF_HUB_CACHE}: {str(error).splitlines()[0]}"
         ) from error
 
 

@@ -243,6 +243,14 @@ def kept_weights(training: Artifact, step: int) -> Path:
     return training.folder / "steps" / f"{step:06d}"
 
 
+def reached(made: Round) -> dict[int, int]:
+    """The steps whose weights are compared, and as which planned step each is kept: training that was stopped
+    early kept what it ended with in the place of the last."""
+    ended = made.training.facts()["steps"]
+    within = {step: step for step in made.validated if step <= ended}
+    return dict(sorted(({ended: max(made.validated)} | within).items()))
+
+
 def _link(path: Path, target: Path, there: bool) -> None:
     """Let `path` lead to `target` if that is `there`, and to nothing otherwise."""
     if not (there and target.exists()):

@@ -157,12 +157,9 @@ def memory_lines(config: RunConfig, generator: ModelSize | None, judge: ModelSiz
     )
     for setting, path, phase in paths:
         if phase not in needs:
-            how = (
-                f"; `.venv/bin/hf download {path}` brings it"
-                if path.count("/") == 1 and not Path(path).exists()
-                else ""
+            lines.append(
+                f"unknown for {setting}: {path} is not here, or not all of it; a run brings models of the hub"
             )
-            lines.append(f"unknown for {setting}: {path} is not here yet, or not all of it{how}")
     device = device_memory(config)
     if device is None:
         return [*lines, "generator.device = cuda, but no GPU is seen here"]

@@ -19,7 +19,7 @@ from generators.adapters import check_targets
 from generators.build import family_class
 from generators.loading import device_name
 from mpo import foreign
-from mpo.artifacts import Round, Run, kept_weights, weights
+from mpo.artifacts import Round, Run, kept_weights, reached, weights
 from mpo.config import GRANULARITIES, STAGES
 from mpo.evaluate import evaluation
 from mpo.foreign_pairs import read_pairs
@@ -32,7 +32,7 @@ from mpo.samples import sample_shard
 from mpo.scores import first_candidates, paths, read_scores, refuse_unscored, write_names, write_scores
 from mpo.store import Artifact, read_table, write_bytes, write_json, write_table
 from mpo.timing import note
-from mpo.training import reached, select, train
+from mpo.training import select, train
 from mpo.training_arguments import check_integrations, check_training
 from mpo.yields import MARGINS, yield_report
 from rewards import check_reward, load_checklist

@@ -63,11 +63,11 @@ class PairDraws(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> dict[str, Any]:
         """The draws `indices` as a batch of B: `pair` [B], `timestep` [B], `noise` [B, ...], `latents`
-        [2B, ...] winners first, `conditioning` [B, ...] by name, and `gap` [B] if known."""
+        [B, 2, ...] winner first, `conditioning` [B, ...] by name, and `gap` [B] if known."""
         visits = [divmod(index, len(self.pairs)) for index in indices]
         drawn = [self._order(epoch)[place] for epoch, place in visits]
-        rows = [int(side[pair]) for side in (self.pairs.winner, self.pairs.loser) for pair in drawn]
-        latents = torch.stack([self.pairs.latents[row] for row in rows]).float()
+        rows = [int(side[pair]) for pair in drawn for side in (self.pairs.winner, self.pairs.loser)]
+        latents = torch.stack([self.pairs.latents[row] for row in rows]).float().unflatten(0, (-1, 2))
         generators = [
             torch.Generator().manual_seed(stable_seed(self.seed, self.pairs.names[pair], epoch))
             for pair, (epoch, _) in zip(drawn, visits, strict=True)
@@ -75,7 +75,7 @@ class PairDraws(Dataset):
         batch = {
             "pair": torch.tensor(drawn),
             "timestep": torch.cat([self.schedule.sample_timesteps(generator) for generator in generators]),
-            "noise": torch.stack([torch.randn(latents.shape[1:], generator=g) for g in generators]),
+            "noise": torch.stack([torch.randn(latents.shape[2:], generator=g) for g in generators]),
             "latents": latents,
             "conditioning": self.pairs.conditioning.rows([int(self.pairs.prompt[i]) for i in drawn]).tensors,
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from mpo.artifacts import Run
+from mpo.artifacts import Run, reached
 from mpo.gallery import Card, Gallery, Samples, asked, spread_cards, total
 from mpo.scores import read_scores
 from mpo.store import Artifact
@@ -16,7 +16,9 @@ Validated = Mapping[int, tuple[Artifact, Artifact]]  # optimiser step -> samples
 def validated(run: Run) -> Validated:
     """What the last round of a run has validated; empty where it validates nothing, or has not yet."""
     rounds = getattr(run.artifacts, "rounds", ())
-    steps = rounds[-1].validated if rounds else {}
+    if not rounds or not rounds[-1].validated or not rounds[-1].training.done:
+        return {}
+    steps = {step: rounds[-1].validated[planned] for step, planned in reached(rounds[-1]).items()}
     return {step: pair for step, pair in steps.items() if all(part.done for part in pair)}
 
 

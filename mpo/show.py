@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mpo.compare import Comparison
 
 console = Console(soft_wrap=True)
-_MEASURE = ("judge", "checklist", "policy", "questions", "frames", "template")  # what a score depends on
+_NO_MEASURE = ("device", "batch_size", "cache")  # settings of a reward on which no score depends
 YIELD_COLUMNS = ("granularity", "margin", "pairs", "of all", "a prompt", "prompts without")
 
 
@@ -136,10 +136,15 @@ def comparison_table(found: Comparison) -> None:
             table.add_row(f"{reward} {name}", *texts, end_section=number == len(rows))
     console.print(table)
     console.print(f"in brackets: from {found.names[0]}, with a 95 % interval; * where it does not hold zero")
-    if unlike := [key for key in found.settings if key.removeprefix("reward.") in _MEASURE]:
+    if unlike := [key for key in found.settings if _measures(key)]:
         console.print(f"scored differently ({', '.join(unlike)}): these numbers are not of one measure")
     for key, values in found.settings.items():
         console.print(f"{key}: {' | '.join(map(str, values))}", markup=False)
+
+
+def _measures(setting: str) -> bool:
+    section, _, name = setting.partition(".")
+    return section == "reward" and name not in _NO_MEASURE
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -88,7 +88,7 @@ class DiffusionDPOTrainer(ShardingTrainer):
 
     def preference_loss(self, model: nn.Module, inputs: dict[str, Any]) -> LossOutput:
         """The loss [B] of a batch of draws; winners and losers go through the denoiser as one batch of 2B."""
-        x0 = inputs["latents"]
+        x0 = inputs["latents"].transpose(0, 1).flatten(0, 1)
         noise, timesteps = _twice(inputs["noise"]), _twice(inputs["timestep"])
         conditioning = {name: _twice(tensor) for name, tensor in inputs["conditioning"].items()}
         x_t = self.schedule.add_noise(x0, noise, timesteps)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from generators.adapters import FullTuning, LoraTuning, Tuning, load_denoiser
 from generators.build import build_generator
-from mpo.artifacts import Round, kept_weights, weights
+from mpo.artifacts import Round, kept_weights, reached, weights
 from mpo.config import RunConfig
 from mpo.out_of_memory import told_where, training
 from mpo.samples import preference_pairs
@@ -90,14 +90,6 @@ def select(session: Session, made: Round) -> None:
         return {"step": step}
 
     session.make(made.selection, work)
-
-
-def reached(made: Round) -> dict[int, int]:
-    """The steps whose weights are compared, and as which planned step each is kept: training that was stopped
-    early kept what it ended with in the place of the last."""
-    ended = made.training.facts()["steps"]
-    planned = [step for step in made.validated if not step or kept_weights(made.training, step).is_dir()]
-    return {min(step, ended): step for step in planned}
 
 
 def _take(config: RunConfig, kept: Path, folder: Path) -> None:

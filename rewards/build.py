@@ -156,11 +156,12 @@ def detect_kind(path: str | Path) -> str:
         from huggingface_hub import snapshot_download
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        from rewards.judges.loading import check_place
+        from rewards.judges.loading import check_place, quiet
 
         check_place(path)
         try:  # at once, where the download of a single file would be tried again and again
-            found = snapshot_download(str(path), allow_patterns="config.json")
+            with quiet():
+                found = snapshot_download(str(path), allow_patterns="config.json")
         except OSError:
             raise ValueError(
                 f"{path}: no such folder, and a model neither of the hub (as far as it can be reached) "

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tiny_pipelines import generator_config
 
@@ -176,3 +176,12 @@ def test_the_options_of_the_vae_reach_it(tiny_pipeline, kind, option):
     settings.options = settings.options | {option: True}
     vae = build_generator(settings).pipe.vae
     assert (vae.use_tiling, vae.use_slicing) == (option == "vae_tiling", option == "vae_slicing")
+
+
+def test_a_lack_of_memory_is_left_to_who_says_what_to_lower(tiny_pipeline, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", full)
+    with pytest.raises(RuntimeError, match="^DefaultCPUAllocator"):
+        build_generator(generator_config("stable_diffusion", tiny_pipeline("stable_diffusion")))

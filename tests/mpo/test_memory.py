@@ -128,12 +128,9 @@ def test_what_is_not_known_is_no_total():
     assert any(line.startswith("about ") for line in memory.memory_lines(config(), SIZE, None))
     absent = replace(SIZE, parameters={"vae": 10})  # of a download that was cut off
     lines = memory.memory_lines(config(), absent, None)
-    place = config().generator.path
-    assert lines[0] == f"unknown for generator.path: {place} is not here yet, or not all of it"
-    elsewhere = config()
-    elsewhere.generator.path = "somebody/model"
-    lines = memory.memory_lines(elsewhere, absent, None)
-    assert lines[0].endswith("or not all of it; `.venv/bin/hf download somebody/model` brings it")
+    assert lines[0].startswith(
+        f"unknown for generator.path: {config().generator.path} is not here, or not all "
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mpo.artifacts import kept_weights, resolve, weights
 from mpo.config import load
 from mpo.pipeline import _order, run_stages
 from mpo.plan import read_size, steps
+from mpo.progress import validated
 from mpo.show import validation_table
 from mpo.training_arguments import training_arguments
 
@@ -83,6 +84,7 @@ def test_training_that_the_watch_stops_is_validated_where_it_ended(tiny_run, tmp
     assert 1 < ended < 8 and made.training.facts()["events"][0]["action"] == "stop"
     rows = [json.loads(line) for line in (made.selection.folder / "validation.jsonl").open()]
     assert [row["step"] for row in rows] == [0, ended] and made.selection.facts()["step"] == ended
+    assert list(validated(run)) == [0, ended]  # what the report shows
     taken, exported = load_weights(weights(made.selection)), load_weights(weights(made.training))
     assert all(torch.equal(taken[name], exported[name]) for name in exported)
 
